@@ -41,12 +41,7 @@ pub enum ErrorKind {
 
 impl Error {
     pub fn new(kind: ErrorKind, object: impl fmt::Display, cause: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            object: printable(&object.to_string()),
-            cause: printable(&cause.to_string()),
-            hint: None,
-        }
+        Self { kind, object: printable(&object.to_string()), cause: printable(&cause.to_string()), hint: None }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -70,11 +65,7 @@ impl std::error::Error for Error {}
 /// One line without control characters: causes and objects may hold text that a server or an archive wrote.
 pub fn printable(text: &str) -> String {
     const LONGEST: usize = 400;
-    let mut line: String = text
-        .chars()
-        .take(LONGEST)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(LONGEST).is_some() {
         line.push('…');
     }
@@ -87,8 +78,7 @@ mod tests {
 
     #[test]
     fn text_from_outside_stays_on_one_line_and_short() {
-        let error = Error::new(ErrorKind::Protocol, "a\nb", format!("\x1b[31m{}", "x".repeat(1000)))
-            .hint("try again");
+        let error = Error::new(ErrorKind::Protocol, "a\nb", format!("\x1b[31m{}", "x".repeat(1000))).hint("try again");
         let line = error.to_string();
         assert!(line.starts_with("a b:  [31mxxx"), "{line}");
         assert!(line.ends_with("x… (try again)"), "{line}");

@@ -1,0 +1,12 @@
+//! The formats of OCI: references, digests, descriptors, manifests, image layouts.
+//! Called by every layer above; bytes in, types out, no IO.
+
+mod descriptor;
+mod digest;
+mod manifest;
+mod reference;
+
+pub use descriptor::{Descriptor, REF_NAME, TITLE, UNPACK};
+pub use digest::{Digest, Hasher};
+pub use manifest::{Document, Index, LARGEST_MANIFEST, Manifest, names_by_layer_digest};
+pub use reference::{LayoutReference, Reference, RegistryReference};
