@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Cheap to clone, because one failed fetch answers every reader that waited for it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer};
 use sha2::Digest as _;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Well-formed by construction: `sha256:` and 64, or `sha512:` and 128 lower-case hex digits
 /// (OCI image specification, descriptor.md, "Digests").
@@ -44,7 +44,7 @@ impl Digest {
     }
 
     /// Checks that `bytes` are what the digest names.
-    pub fn check(&self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn check(&self, bytes: &[u8]) -> Result<()> {
         let mut hasher = self.hasher();
         hasher.update(bytes);
         hasher.check(self)
@@ -65,7 +65,7 @@ impl Hasher {
         }
     }
 
-    pub fn check(self, wanted: &Digest) -> Result<(), Error> {
+    pub fn check(self, wanted: &Digest) -> Result<()> {
         let found = match self {
             Self::Sha256(hasher) => format!("sha256:{:x}", hasher.finalize()),
             Self::Sha512(hasher) => format!("sha512:{:x}", hasher.finalize()),

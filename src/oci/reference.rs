@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::Digest;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 
 /// `[registry/]repository[:tag][@digest]` or `oci:DIR[:tag][@digest]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl RegistryReference {
 impl FromStr for Reference {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         let wrong = |cause: String| {
             Error::new(ErrorKind::Usage, text, cause)
                 .hint("write REGISTRY/REPOSITORY:TAG, REGISTRY/REPOSITORY@sha256:HEX or oci:DIRECTORY:TAG")

@@ -1,0 +1,110 @@
+//! An image layout on disk as a source (OCI image specification, image-layout.md).
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::BlobSource;
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, REF_NAME};
+
+pub struct Layout {
+    reference: LayoutReference,
+}
+
+impl Layout {
+    pub fn new(reference: LayoutReference) -> Self {
+        Self { reference }
+    }
+
+    /// The manifest that the reference names, with its digest.
+    pub fn manifest(&self) -> Result<(Digest, Bytes)> {
+        let digest = match &self.reference.digest {
+            Some(digest) => digest.clone(),
+            None => self.tagged()?,
+        };
+        let bytes = read_small(&self.blob_path(&digest))?;
+        digest.check(&bytes)?;
+        Ok((digest, bytes.into()))
+    }
+
+    /// The manifest with the reference's tag in `index.json`; without a tag the only one.
+    fn tagged(&self) -> Result<Digest> {
+        let path = self.reference.directory.join("index.json");
+        let object = path.display().to_string();
+        let Document::Index(index) = Document::parse(&read_small(&path)?, &object)? else {
+            return Err(Error::new(ErrorKind::Protocol, object, "no index of an image layout"));
+        };
+        let tag_of = |descriptor: &Descriptor| descriptor.annotations.get(REF_NAME).cloned();
+        let mut found = match &self.reference.tag {
+            Some(tag) => index.manifests.iter().filter(|m| tag_of(m).as_ref() == Some(tag)).collect::<Vec<_>>(),
+            None => index.manifests.iter().collect(),
+        };
+        match (found.pop(), found.is_empty()) {
+            (Some(descriptor), true) => Ok(descriptor.digest.clone()),
+            (found, _) => {
+                let tags: Vec<_> = index.manifests.iter().take(10).filter_map(tag_of).collect();
+                let cause = match found {
+                    None => "no such tag in the layout",
+                    Some(_) => "more than one manifest in the layout fits",
+                };
+                Err(Error::new(ErrorKind::NotFound, LayoutReference::clone(&self.reference), cause)
+                    .hint(format!("its tags are: {}", crate::error::printable(&tags.join(", ")))))
+            }
+        }
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.reference.directory.join("blobs").join(digest.algorithm()).join(digest.hex())
+    }
+}
+
+impl BlobSource for Layout {
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+        let path = self.blob_path(&blob.digest);
+        async move {
+            // A layout may lie on a network file system that hangs.
+            tokio::task::spawn_blocking(move || {
+                let file = File::open(&path).map_err(|error| io_error(&path, &error))?;
+                read_exactly(&file, range).map_err(|error| io_error(&path, &error))
+            })
+            .await
+            .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &blob.digest, panic)))
+        }
+        .boxed()
+    }
+}
+
+/// Shared by all sources that are a file.
+pub(super) fn read_exactly(file: &File, range: Range<u64>) -> std::io::Result<Bytes> {
+    let mut bytes = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes.into())
+}
+
+fn read_small(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LARGEST_MANIFEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| io_error(path, &error))?;
+    if bytes.len() as u64 > LARGEST_MANIFEST {
+        return Err(Error::new(ErrorKind::Limit, path.display(), "larger than the 4 MiB that a manifest may have"));
+    }
+    Ok(bytes)
+}
+
+fn io_error(path: &Path, error: &std::io::Error) -> Error {
+    let (kind, cause) = match error.kind() {
+        std::io::ErrorKind::NotFound => (ErrorKind::NotFound, "no such file in the image layout".to_owned()),
+        std::io::ErrorKind::PermissionDenied => (ErrorKind::Denied, "no permission to read it".to_owned()),
+        std::io::ErrorKind::UnexpectedEof => (ErrorKind::Corrupt, "shorter than the manifest says".to_owned()),
+        _ => (ErrorKind::Io, error.to_string()),
+    };
+    Error::new(kind, path.display(), cause)
+}

@@ -1,0 +1,23 @@
+//! The one seam: whoever can give bytes of a blob is a [`BlobSource`] or a decorator of one.
+//! Called by `mount`; implementations here and in `registry` and `cache`.
+
+mod layout;
+mod readahead;
+mod unpack;
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+pub use layout::Layout;
+pub use readahead::ReadAhead;
+pub use unpack::{Compression, unpack};
+
+use crate::error::Result;
+use crate::oci::Descriptor;
+
+pub trait BlobSource: Send + Sync {
+    /// The bytes of `range` (half-open, in bytes from the blob's start): exactly that many, or an error.
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>>;
+}

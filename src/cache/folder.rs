@@ -1,0 +1,101 @@
+//! The cache folder, and the bound on what lies in it.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes; or a tenth of the file system, whichever is smaller.
+const LARGEST: u64 = 10 << 30;
+
+pub struct CacheFolder {
+    path: PathBuf,
+    limit: u64,
+    used: Arc<AtomicU64>,
+}
+
+impl CacheFolder {
+    /// Makes the folder if need be, for its owner alone, and tries to write in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fail = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, path.display(), format!("cannot use the cache folder: {error}"))
+                .hint("choose another with --cache-dir")
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
+        tempfile::tempfile_in(path).map_err(fail)?;
+        let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
+        let limit = LARGEST.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
+        Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
+    }
+
+    /// A file without a name, and the space that it may take.
+    pub fn unnamed_file(&self) -> Result<(File, Reservation)> {
+        let file = tempfile::tempfile_in(&self.path).map_err(|error| {
+            Error::new(ErrorKind::Io, self.path.display(), format!("cannot write in the cache folder: {error}"))
+        })?;
+        let space = Reservation {
+            folder: self.path.display().to_string(),
+            limit: self.limit,
+            used: Arc::clone(&self.used),
+            bytes: 0,
+        };
+        Ok((file, space))
+    }
+}
+
+/// Space in the cache folder, given back on drop.
+#[derive(Debug)]
+pub struct Reservation {
+    folder: String,
+    limit: u64,
+    used: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Reservation {
+    pub fn grow(&mut self, bytes: u64) -> Result<()> {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes = self.bytes.saturating_add(bytes);
+        if before.saturating_add(bytes) <= self.limit {
+            return Ok(());
+        }
+        let cause = format!("unpacked layers would take more than the {} bytes allowed", self.limit);
+        Err(Error::new(ErrorKind::NoSpace, &self.folder, cause)
+            .hint("that is a tenth of its file system, or 10 GiB; choose a larger one with --cache-dir"))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_holds_over_all_files_and_space_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = CacheFolder { limit: 100, ..CacheFolder::open(&dir.path().join("a/b")).unwrap() };
+        let (_, mut first) = folder.unnamed_file().unwrap();
+        let (_, mut second) = folder.unnamed_file().unwrap();
+        first.grow(60).unwrap();
+        let error = second.grow(60).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NoSpace);
+        assert!(error.to_string().contains("the 100 bytes allowed"), "{error}");
+        drop((first, second));
+        folder.unnamed_file().unwrap().1.grow(100).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = CacheFolder::open(&file.path().join("x")).err().unwrap();
+        assert!(error.to_string().contains("cannot use the cache folder"), "{error}");
+    }
+}

@@ -1,0 +1,186 @@
+//! The HTTP client of one repository: addresses, tokens, counting, and what a transport error means to the user.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Response, StatusCode, Url};
+use tokio::sync::Semaphore;
+
+use super::auth::Auth;
+use super::retry::Failure;
+use super::traffic::Traffic;
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::RegistryReference;
+
+/// Requests under way at once.
+const CONNECTIONS: usize = 16;
+
+#[derive(Debug, Clone)]
+pub struct RegistryOptions {
+    /// Plain HTTP even for a registry that is not on this machine.
+    pub plain_http: bool,
+    /// Longest time for one read, retries included.
+    pub timeout: Duration,
+}
+
+/// One repository of one registry.
+pub struct Registry {
+    pub(super) reference: RegistryReference,
+    pub(super) timeout: Duration,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) connections: Semaphore,
+    base: Url,
+    http: reqwest::Client,
+    auth: Auth,
+}
+
+impl Registry {
+    pub fn new(reference: RegistryReference, options: &RegistryOptions) -> Result<Self> {
+        let plain = options.plain_http || reference.is_loopback();
+        let scheme = if plain { "http" } else { "https" };
+        let base = format!("{scheme}://{}/v2/{}/", reference.host(), reference.repository)
+            .parse()
+            .map_err(|error| Error::new(ErrorKind::Usage, &reference, format!("not an address: {error}")))?;
+        let mut http = reqwest::Client::builder()
+            .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
+            // All streams of HTTP/2 would share one TCP connection and its window.
+            .http1_only()
+            .pool_max_idle_per_host(CONNECTIONS)
+            .connect_timeout(options.timeout.min(Duration::from_secs(10)))
+            // A connection that says nothing is given up in time for another attempt.
+            .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
+            .redirect(redirects());
+        if reference.is_loopback() {
+            http = http.no_proxy();
+        }
+        let http = http
+            .build()
+            .map_err(|error| Error::new(ErrorKind::Io, &reference, format!("cannot set up TLS: {error}")))?;
+        Ok(Self {
+            reference,
+            timeout: options.timeout,
+            traffic: Arc::default(),
+            connections: Semaphore::new(CONNECTIONS),
+            base,
+            http,
+            auth: Auth::default(),
+        })
+    }
+
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
+    }
+
+    /// One GET below the repository. A 401 is answered with a new token once; every other answer is returned.
+    pub(super) async fn get(&self, path: &str, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
+        let url = self
+            .base
+            .join(path)
+            .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
+        let mut refused = None;
+        loop {
+            let token = self.auth.token().await;
+            let mut request = self.http.get(url.clone()).headers(headers.clone()).header(ACCEPT_ENCODING, "identity");
+            if let Some(header) = &token.header {
+                request = request.header(AUTHORIZATION, header);
+            }
+            self.traffic.request();
+            let answer = request.send().await.map_err(|error| transport_failure(object, &error))?;
+            if answer.status() != StatusCode::UNAUTHORIZED || refused.is_some() {
+                return Ok(answer);
+            }
+            self.auth.renew(&self.http, &self.traffic, &token, answer.headers(), &self.reference.repository).await?;
+            refused = Some(token);
+        }
+    }
+}
+
+/// At most ten, never from https to http. reqwest drops `Authorization` when host or port change.
+fn redirects() -> reqwest::redirect::Policy {
+    reqwest::redirect::Policy::custom(|attempt| {
+        let downgrade =
+            attempt.url().scheme() == "http" && attempt.previous().last().is_some_and(|from| from.scheme() == "https");
+        if downgrade {
+            attempt.error("redirect from https to http refused")
+        } else if attempt.previous().len() > 10 {
+            attempt.error("more than ten redirects")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+/// What to make of an answer that is not the one hoped for.
+pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
+    let status = answer.status();
+    let error = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Error::new(ErrorKind::Denied, object, format!("the registry answers {status}"))
+                .hint("the repository may need a login, or not exist")
+        }
+        StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it"),
+        _ => Error::new(ErrorKind::Protocol, object, format!("the registry answers {status}")),
+    };
+    if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
+        let error = Error { kind: ErrorKind::Unreachable, ..error };
+        Failure::Passing { error, not_before: retry_after(answer.headers()) }
+    } else {
+        Failure::Final(error)
+    }
+}
+
+/// In seconds only; a date is taken for "no wish".
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Errors below HTTP may pass, but for a redirect that was refused.
+pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if error.is_redirect() {
+        return Failure::Final(Error::new(ErrorKind::Protocol, object, cause));
+    }
+    let error = if error.is_timeout() {
+        Error::new(ErrorKind::TimedOut, object, "the registry does not answer").hint("check the network")
+    } else if error.is_connect() {
+        let failed = Error::new(ErrorKind::Unreachable, object, format!("cannot connect: {cause}"));
+        if cause.to_string().contains("InvalidContentType") || cause.to_string().contains("corrupt message") {
+            failed.hint("the server does not speak TLS there; use --plain-http if that is meant")
+        } else {
+            failed.hint("check the address and the network")
+        }
+    } else {
+        Error::new(ErrorKind::Unreachable, object, format!("the connection broke: {cause}"))
+    };
+    Failure::Passing { error, not_before: None }
+}
+
+/// A whole body that must not be larger than `limit` bytes.
+pub(super) async fn body_up_to(
+    answer: Response,
+    limit: u64,
+    object: &str,
+    traffic: &Traffic,
+) -> Result<Bytes, Failure> {
+    let mut body = BytesMut::new();
+    let mut stream = answer.bytes_stream();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| transport_failure(object, &error))?;
+        traffic.received(piece.len());
+        if body.len() as u64 + piece.len() as u64 > limit {
+            return Err(Error::new(ErrorKind::Limit, object, format!("the answer is larger than {limit} bytes")).into());
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body.freeze())
+}
+
+pub(super) fn header(value: &str) -> Result<HeaderValue, Failure> {
+    HeaderValue::from_str(value).map_err(|_| Error::new(ErrorKind::Usage, value, "no header text").into())
+}

@@ -1,0 +1,66 @@
+//! Manifests by tag or digest, always checked against their digest.
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::{ACCEPT, HeaderMap};
+use tokio::time::timeout_at;
+
+use super::client::{Registry, body_up_to, header, status_failure};
+use super::retry::{Failure, Retry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{Digest, LARGEST_MANIFEST};
+
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+     application/vnd.oci.artifact.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json";
+
+impl Registry {
+    /// The manifest that the reference names, with its digest.
+    pub async fn manifest(&self) -> Result<(Digest, Bytes)> {
+        let object = self.reference.to_string();
+        let mut retry = Retry::a_few_times_within(self.timeout);
+        loop {
+            let failure = match timeout_at(retry.deadline(), self.try_manifest(&object)).await {
+                Ok(Ok(manifest)) => return Ok(manifest),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(retry.timed_out(&object)),
+            };
+            retry.pause(failure).await?;
+            self.traffic.retry();
+        }
+    }
+
+    async fn try_manifest(&self, object: &str) -> Result<(Digest, Bytes), Failure> {
+        let reference = &self.reference;
+        let version = match (&reference.digest, &reference.tag) {
+            (Some(digest), _) => digest.as_str(),
+            (None, Some(tag)) => tag,
+            (None, None) => "latest",
+        };
+        let headers = HeaderMap::from_iter([(ACCEPT, header(MANIFEST_TYPES)?)]);
+        let answer = self.get(&format!("manifests/{version}"), headers, object).await?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => {
+                let body = body_up_to(answer, LARGEST_MANIFEST, object, &self.traffic).await.unwrap_or_default();
+                // Error codes of the distribution specification.
+                let (cause, hint) = if String::from_utf8_lossy(&body).contains("NAME_UNKNOWN") {
+                    ("no such repository", "check the name")
+                } else {
+                    ("no such tag or digest", "check it, for instance with `oras repo tags`")
+                };
+                return Err(Error::new(ErrorKind::NotFound, object, cause).hint(hint).into());
+            }
+            _ => return Err(status_failure(object, &answer)),
+        }
+        let bytes = body_up_to(answer, LARGEST_MANIFEST, object, &self.traffic).await?;
+        let digest = match &reference.digest {
+            Some(digest) => {
+                digest.check(&bytes).map_err(|error| Error { object: object.to_owned(), ..error })?;
+                digest.clone()
+            }
+            None => Digest::sha256_of(&bytes),
+        };
+        Ok((digest, bytes))
+    }
+}

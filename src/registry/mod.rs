@@ -1,0 +1,12 @@
+//! Talks to one registry over HTTP: manifests, configs and ranges of blobs, with tokens, retries and deadlines.
+//! Called by `mount`; implements `blob::BlobSource`; uses the core.
+
+mod auth;
+mod client;
+mod manifest;
+mod range;
+mod retry;
+mod traffic;
+
+pub use client::{Registry, RegistryOptions};
+pub use traffic::{Traffic, TrafficCount};

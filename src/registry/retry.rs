@@ -1,0 +1,127 @@
+//! When to try again: exponential pauses with jitter inside one deadline.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Why one attempt failed.
+#[derive(Debug)]
+pub enum Failure {
+    Final(Error),
+    /// Worth another attempt, not sooner than the server asked for (`Retry-After`).
+    Passing {
+        error: Error,
+        not_before: Option<Duration>,
+    },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// The attempts at one thing.
+pub struct Retry {
+    timeout: Duration,
+    deadline: Instant,
+    pauses: ExponentialBackoff,
+    last: Option<Error>,
+}
+
+impl Retry {
+    /// Goes on until `timeout` from now has passed.
+    pub fn within(timeout: Duration) -> Self {
+        Self::new(timeout, backoff().without_max_times())
+    }
+
+    /// Somebody waits at a terminal: three attempts in about a second, unless the server asks for patience.
+    pub fn a_few_times_within(timeout: Duration) -> Self {
+        Self::new(timeout, backoff().with_max_times(2))
+    }
+
+    fn new(timeout: Duration, pauses: ExponentialBuilder) -> Self {
+        Self { timeout, deadline: Instant::now() + timeout, pauses: pauses.build(), last: None }
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Waits for the next attempt, or says why there is none.
+    pub async fn pause(&mut self, failure: Failure) -> Result<()> {
+        let (error, not_before) = match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Passing { error, not_before } => (error, not_before),
+        };
+        let Some(pause) = self.pauses.next() else { return Err(error) };
+        let next = Instant::now() + pause.max(not_before.unwrap_or_default());
+        if next >= self.deadline {
+            return Err(error);
+        }
+        tracing::debug!("{error}; trying again");
+        self.last = Some(error);
+        tokio::time::sleep_until(next).await;
+        Ok(())
+    }
+
+    pub fn timed_out(&self, object: &str) -> Error {
+        let timeout = humantime::format_duration(self.timeout);
+        let cause = match &self.last {
+            Some(last) => format!("no answer within {timeout}; before that: {}", last.cause),
+            None => format!("no answer within {timeout}"),
+        };
+        Error::new(ErrorKind::TimedOut, object, cause).hint("check the network, or give more time with --timeout")
+    }
+}
+
+fn backoff() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passing(not_before: Option<Duration>) -> Failure {
+        Failure::Passing { error: Error::new(ErrorKind::Unreachable, "r", "refused"), not_before }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_go_on_until_the_deadline_and_no_longer() {
+        let start = Instant::now();
+        let mut retry = Retry::within(Duration::from_secs(60));
+        let mut attempts = 1;
+        while retry.pause(passing(None)).await.is_ok() {
+            attempts += 1;
+        }
+        assert!((10..40).contains(&attempts), "{attempts}");
+        assert!(start.elapsed() <= Duration::from_secs(60));
+        assert!(retry.timed_out("blob").to_string().contains("within 1m; before that: refused"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_final_failure_ends_at_once_and_a_server_may_ask_for_patience() {
+        let mut retry = Retry::within(Duration::from_secs(60));
+        assert!(retry.pause(Failure::Final(Error::new(ErrorKind::NotFound, "r", "404"))).await.is_err());
+        let start = Instant::now();
+        retry.pause(passing(Some(Duration::from_secs(7)))).await.unwrap();
+        assert!(start.elapsed() >= Duration::from_secs(7));
+        assert!(retry.pause(passing(Some(Duration::from_secs(100)))).await.is_err());
+        assert!(start.elapsed() < Duration::from_secs(8));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_a_terminal_three_attempts_are_enough() {
+        let mut retry = Retry::a_few_times_within(Duration::from_secs(60));
+        assert!(retry.pause(passing(None)).await.is_ok());
+        assert!(retry.pause(passing(None)).await.is_ok());
+        assert!(retry.pause(passing(None)).await.is_err());
+    }
+}
