@@ -39,6 +39,20 @@ impl Compression {
         }
     }
 
+    /// The first bytes of the content, as far as they can be had from the first bytes of the blob.
+    pub fn head(self, start: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; 4096];
+        let length = self.decoder(start).map_or(0, |mut content| {
+            let mut length = 0;
+            while let Some(Ok(more @ 1..)) = head.get_mut(length..).map(|rest| content.read(rest)) {
+                length += more;
+            }
+            length
+        });
+        head.truncate(length);
+        head
+    }
+
     fn decoder<'a>(self, packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::Gzip => Box::new(flate2::read::MultiGzDecoder::new(packed)),

@@ -1,54 +1,46 @@
 //! What a mount is: the tree, names, attributes, extended attributes and reads, without a kernel.
 //! Called by `fuse` and `cli`; uses the io and core layers.
 
+mod attributes;
+mod indexing;
+mod layer;
+mod names;
+mod open;
+mod tree;
+mod xattrs;
+
+use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{EntryId, LayerIndex, Segment};
+use crate::oci::{Descriptor, Digest};
+use crate::registry::Traffic;
+pub use attributes::{Attributes, Kind};
+use layer::{Contents, Layer, Sources};
+use tree::{Node, NodeId, Tree};
 
-/// Inode number: 1 is the root.
+/// Inode number: computed from layer and entry, so that no table is needed. 1 is the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(pub u64);
 
-impl Ino {
-    pub const ROOT: Self = Self(1);
-}
-
+/// What an inode number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    File,
-    Directory,
-    Symlink,
-    CharDevice,
-    BlockDevice,
-    Fifo,
-}
-
-/// What `stat` shows of one inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attributes {
-    pub ino: Ino,
-    pub kind: Kind,
-    /// Permission bits as shown: without write, setuid and setgid bits.
-    pub mode: u16,
-    pub nlink: u32,
-    pub uid: u32,
-    pub gid: u32,
-    /// Device numbers as the kernel encodes them (`makedev`).
-    pub rdev: u32,
-    /// Bytes.
-    pub size: u64,
-    /// Of 512 bytes; less than `size` where a file has holes.
-    pub blocks: u64,
-    pub mtime: SystemTime,
+enum Place {
+    /// 1 + the node's number.
+    Node(NodeId),
+    /// (1 + the layer's number) << 32 | the entry's number. The layer's own directory is its entry 0.
+    Entry { layer: usize, entry: EntryId },
 }
 
 /// The size of the dataset, as `statfs` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all layers.
+    /// Bytes of all layers and the config.
     pub bytes: u64,
     /// Entries known so far.
     pub entries: u64,
@@ -79,51 +71,172 @@ pub struct Options {
     pub preserve_owner: bool,
 }
 
-pub struct Mount {}
+/// A mounted artifact. Each call ends within `Options::timeout`, in data or in an error.
+pub struct Mount {
+    options: Options,
+    digest: Digest,
+    config: Bytes,
+    layers: Vec<Arc<Layer>>,
+    /// Node of each layer that is a directory.
+    layer_nodes: Vec<NodeId>,
+    sources: Arc<Sources>,
+    tree: Tree,
+    /// Shown for all that the archives say nothing about.
+    created: SystemTime,
+    traffic: Arc<Traffic>,
+}
 
-/// Each call ends within `Options::timeout`, in data or in an error.
 impl Mount {
-    /// Resolves the reference and checks manifest and config; nothing else is fetched.
-    pub async fn open(_reference: &str, _options: Options) -> Result<Self> {
-        Ok(Self {})
+    pub async fn lookup(&self, directory: Ino, name: &[u8]) -> Result<Attributes> {
+        let missing = || Error::new(ErrorKind::NotFound, String::from_utf8_lossy(name), "no such name");
+        match self.place(directory)? {
+            Place::Node(id) => {
+                let child = self.tree.child(id, name).ok_or_else(missing)?;
+                self.node_attributes(child)
+            }
+            Place::Entry { layer, entry } => {
+                let contents = self.contents(layer).await?;
+                let entry = contents.index.lookup(entry, name).ok_or_else(missing)?;
+                self.entry_attributes(layer, &contents.index, entry)
+            }
+        }
     }
 
-    pub async fn lookup(&self, _directory: Ino, _name: &[u8]) -> Result<Attributes> {
-        unreachable!()
-    }
-
-    pub async fn attributes(&self, _ino: Ino) -> Result<Attributes> {
-        unreachable!()
+    pub async fn attributes(&self, ino: Ino) -> Result<Attributes> {
+        match self.place(ino)? {
+            Place::Node(id) => self.node_attributes(id),
+            Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_attributes(layer),
+            Place::Entry { layer, entry } => {
+                let contents = self.contents(layer).await?;
+                self.entry_attributes(layer, &contents.index, entry)
+            }
+        }
     }
 
     /// Calls `visit` for the names behind `offset` (0: from the start, `.` and `..` included) until it returns false.
     pub async fn list(
         &self,
-        _directory: Ino,
-        _offset: u64,
-        _visit: impl FnMut(Listed<'_>) -> bool + Send,
+        directory: Ino,
+        offset: u64,
+        mut visit: impl FnMut(Listed<'_>) -> bool + Send,
     ) -> Result<()> {
-        unreachable!()
+        let mut position = 0;
+        let mut show = |name: &[u8], attributes: Attributes| {
+            position += 1;
+            position <= offset || visit(Listed { name, attributes, offset: position })
+        };
+        match self.place(directory)? {
+            Place::Node(id) => {
+                if !show(b".", self.node_attributes(id)?) || !show(b"..", self.node_attributes(self.tree.parent(id))?) {
+                    return Ok(());
+                }
+                for (name, child) in self.tree.children(id) {
+                    if !show(name.as_bytes(), self.node_attributes(*child)?) {
+                        return Ok(());
+                    }
+                }
+            }
+            Place::Entry { layer, entry } => {
+                let contents = self.contents(layer).await?;
+                let index = &contents.index;
+                let parent = match entry {
+                    LayerIndex::ROOT => {
+                        self.node_attributes(self.layer_nodes.get(layer).map_or(0, |id| self.tree.parent(*id)))?
+                    }
+                    entry => self.entry_attributes(layer, index, index.parent(entry))?,
+                };
+                if !show(b".", self.entry_attributes(layer, index, entry)?) || !show(b"..", parent) {
+                    return Ok(());
+                }
+                for child in index.children(entry) {
+                    if !show(index.name(child), self.entry_attributes(layer, index, child.entry)?) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Exactly `size` bytes, fewer only at the end of the file.
-    pub async fn read(&self, _file: Ino, _offset: u64, _size: u32) -> Result<Bytes> {
-        unreachable!()
+    pub async fn read(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
+        let range = offset..offset.saturating_add(u64::from(size));
+        match self.place(file)? {
+            Place::Node(id) => match self.tree.node(id) {
+                Some(Node::Config) => {
+                    let length = self.config.len() as u64;
+                    Ok(self.config.slice(range.start.min(length) as usize..range.end.min(length) as usize))
+                }
+                Some(Node::LayerFile(number)) => {
+                    let blob = &self.layer(number)?.descriptor;
+                    let range = range.start.min(blob.size)..range.end.min(blob.size);
+                    self.in_time(&blob.digest, self.sources.data.read(blob, range)).await
+                }
+                _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
+            },
+            Place::Entry { layer, entry } => {
+                let contents = self.contents(layer).await?;
+                self.in_time(&contents.blob.digest, contents.read(entry, range)).await
+            }
+        }
     }
 
-    pub async fn read_link(&self, _symlink: Ino) -> Result<Vec<u8>> {
-        unreachable!()
-    }
-
-    pub async fn xattr(&self, _ino: Ino, _name: &[u8]) -> Result<Option<Vec<u8>>> {
-        unreachable!()
-    }
-
-    pub async fn xattr_names(&self, _ino: Ino) -> Result<Vec<Vec<u8>>> {
-        unreachable!()
+    pub async fn read_link(&self, symlink: Ino) -> Result<Vec<u8>> {
+        match self.place(symlink)? {
+            Place::Entry { layer, entry } => Ok(self.contents(layer).await?.index.link_target(entry).to_vec()),
+            Place::Node(_) => Err(Error::new(ErrorKind::Unsupported, "readlink", "not a symbolic link")),
+        }
     }
 
     pub fn usage(&self) -> Usage {
-        unreachable!()
+        let layers: u64 = self.layers.iter().map(|layer| layer.descriptor.size).sum();
+        let entries: usize =
+            self.layers.iter().filter_map(|layer| layer.known()).map(|contents| contents.index.len()).sum();
+        Usage { bytes: layers.saturating_add(self.config.len() as u64), entries: (entries + self.tree.len()) as u64 }
+    }
+
+    fn layer(&self, number: usize) -> Result<&Arc<Layer>> {
+        self.layers.get(number).ok_or_else(|| Error::new(ErrorKind::NotFound, number, "no such layer"))
+    }
+
+    /// A layer's contents; known ones without waiting, as nearly every call finds them.
+    async fn contents(&self, layer: usize) -> Result<Arc<Contents>> {
+        let layer = self.layer(layer)?;
+        match layer.known() {
+            Some(contents) => Ok(contents),
+            None => self.in_time(&layer.descriptor.digest, layer.contents(&self.sources)).await,
+        }
+    }
+
+    async fn in_time<T>(&self, object: &Digest, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let timeout = self.options.timeout;
+        tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+            let cause = format!("not done within {}", humantime::format_duration(timeout));
+            Err(Error::new(ErrorKind::TimedOut, object, cause)
+                .hint("what was begun goes on; try again, or give more time with --timeout"))
+        })
+    }
+}
+
+impl Contents {
+    /// `range` of a file, cut at its end; holes are zeros.
+    async fn read(&self, file: EntryId, range: std::ops::Range<u64>) -> Result<Bytes> {
+        let mut segments = self.index.segments(file, range);
+        let first = segments.next();
+        let mut rest = segments.peekable();
+        // Nearly always: one piece, given out without a copy.
+        match (first, rest.peek()) {
+            (None, _) => return Ok(Bytes::new()),
+            (Some(Segment::Data(range)), None) => return self.source.read(&self.blob, range).await,
+            _ => {}
+        }
+        let mut bytes = BytesMut::new();
+        for segment in first.into_iter().chain(rest) {
+            match segment {
+                Segment::Data(range) => bytes.extend_from_slice(&self.source.read(&self.blob, range).await?),
+                Segment::Hole(length) => bytes.resize(bytes.len().saturating_add(length as usize), 0),
+            }
+        }
+        Ok(bytes.freeze())
     }
 }

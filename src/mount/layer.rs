@@ -1,0 +1,116 @@
+//! One tar layer: its index is built when somebody first looks into it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use super::indexing::index_blob;
+use crate::blob::{BlobSource, Compression, unpack};
+use crate::cache::CacheFolder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{LayerIndex, Limits};
+use crate::oci::Descriptor;
+
+/// Where the layers of a mount are read from.
+pub struct Sources {
+    /// For headers: small reads, each only what it asks for.
+    pub headers: Arc<dyn BlobSource>,
+    /// For data: through the chunk cache and read-ahead.
+    pub data: Arc<dyn BlobSource>,
+    pub folder: Option<Arc<CacheFolder>>,
+    pub limits: Limits,
+}
+
+pub struct Layer {
+    pub descriptor: Descriptor,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    contents: Option<Arc<Contents>>,
+    coming: Option<Shared<BoxFuture<'static, Result<Arc<Contents>>>>>,
+    /// Why the last attempt failed; the next look tries again.
+    error: Option<Error>,
+}
+
+/// An indexed layer and the blob that its extents point into.
+pub struct Contents {
+    pub index: LayerIndex,
+    pub blob: Descriptor,
+    pub source: Arc<dyn BlobSource>,
+}
+
+impl Layer {
+    pub fn new(descriptor: Descriptor) -> Self {
+        Self { descriptor, state: Mutex::default() }
+    }
+
+    /// The contents if they are known; asks nobody.
+    pub fn known(&self) -> Option<Arc<Contents>> {
+        self.state().contents.clone()
+    }
+
+    pub fn error(&self) -> Option<Error> {
+        self.state().error.clone()
+    }
+
+    /// The contents; all who ask meanwhile wait for one indexing, which goes on if they give up.
+    pub async fn contents(self: &Arc<Self>, sources: &Arc<Sources>) -> Result<Arc<Contents>> {
+        let coming = {
+            let mut state = self.state();
+            if let Some(contents) = &state.contents {
+                return Ok(Arc::clone(contents));
+            }
+            state.coming.get_or_insert_with(|| self.start(sources)).clone()
+        };
+        coming.await
+    }
+
+    fn start(self: &Arc<Self>, sources: &Arc<Sources>) -> Shared<BoxFuture<'static, Result<Arc<Contents>>>> {
+        let (layer, sources) = (Arc::clone(self), Arc::clone(sources));
+        let task = tokio::spawn(async move { open(&layer.descriptor, &sources).await });
+        let layer = Arc::clone(self);
+        let finished = tokio::spawn(async move {
+            let result = match task.await {
+                Ok(result) => result.map(Arc::new),
+                Err(panic) => Err(Error::new(ErrorKind::Io, &layer.descriptor.digest, panic)),
+            };
+            let mut state = layer.state();
+            state.coming = None;
+            match &result {
+                Ok(contents) => (state.contents, state.error) = (Some(Arc::clone(contents)), None),
+                Err(error) => state.error = Some(error.clone()),
+            }
+            result
+        });
+        finished.map(|result| result.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, "layer", panic)))).boxed().shared()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Contents> {
+    let magic = sources.headers.read(layer, 0..layer.size.min(Compression::MAGIC_LENGTH)).await?;
+    let (blob, headers, data): (_, Arc<dyn BlobSource>, Arc<dyn BlobSource>) = match Compression::of(&magic) {
+        None => (layer.clone(), Arc::clone(&sources.headers), Arc::clone(&sources.data)),
+        Some(compression) => {
+            let folder = sources.folder.clone().ok_or_else(|| {
+                Error::new(ErrorKind::Unsupported, &layer.digest, "a compressed layer needs a cache folder to be unpacked in")
+                    .hint("give a writable one with --cache-dir")
+            })?;
+            let unpacked = unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?;
+            let blob = Descriptor { size: unpacked.size, ..layer.clone() };
+            let unpacked = Arc::new(unpacked);
+            (blob, unpacked.clone(), unpacked)
+        }
+    };
+    let index = index_blob(headers.as_ref(), &blob, sources.limits.clone()).await?;
+    for warning in index.warnings() {
+        tracing::warn!("layer {}: {}", layer.digest, crate::error::printable(warning));
+    }
+    Ok(Contents { index, blob, source: data })
+}

@@ -1,0 +1,170 @@
+//! From a reference to a mount: resolve, check manifest and config, name the layers. No layer is fetched.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::layer::{Layer, Sources};
+use super::names::{Shape, places};
+use super::tree::{Node, Tree};
+use super::{Mount, Options};
+use crate::blob::{BlobSource, Compression, Layout, ReadAhead};
+use crate::cache::{CacheFolder, ChunkCache};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{Limits, Scanner, Step};
+use crate::oci::{Descriptor, Digest, Document, Index, Manifest, Reference, names_by_layer_digest};
+use crate::registry::{Registry, RegistryOptions, Traffic};
+
+/// Bytes; a config is kept in memory.
+const LARGEST_CONFIG: u64 = 64 << 20;
+/// Layers looked into at once where the manifest does not tell what they are.
+const LOOKS: usize = 16;
+/// RFC 3339, from the image specification's annotations.md.
+const CREATED: &str = "org.opencontainers.image.created";
+
+impl Mount {
+    /// Resolves the reference once and checks manifest and config against their digests.
+    pub async fn open(reference: &str, options: Options) -> Result<Self> {
+        let artifact = Artifact::resolve(reference, &options).await?;
+        let Artifact { digest, manifest, headers, data, traffic } = artifact;
+        let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
+        let folder = options.cache_dir.as_deref().and_then(|path| {
+            CacheFolder::open(path)
+                .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
+                .ok()
+        });
+        let sources = Sources { headers, data, folder: folder.map(Arc::new), limits: Limits::default() };
+        let layers = with_shapes(manifest.layers, &sources).await;
+        let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
+        let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
+        let tree = build_tree(&layers, &names, manifest.config.is_some());
+        let mut layer_nodes = vec![0; layers.len()];
+        for (number, node) in tree.layer_nodes() {
+            if let Some(place) = layer_nodes.get_mut(number) {
+                *place = node;
+            }
+        }
+        let created = manifest.annotations.get(CREATED).and_then(|text| humantime::parse_rfc3339(text).ok());
+        Ok(Self {
+            options,
+            digest,
+            config,
+            layers: layers.into_iter().map(|(layer, _)| Arc::new(Layer::new(layer))).collect(),
+            layer_nodes,
+            sources: Arc::new(sources),
+            tree,
+            created: created.unwrap_or(SystemTime::UNIX_EPOCH),
+            traffic,
+        })
+    }
+}
+
+/// A resolved reference: the manifest, and where its blobs come from.
+struct Artifact {
+    digest: Digest,
+    manifest: Manifest,
+    headers: Arc<dyn BlobSource>,
+    data: Arc<dyn BlobSource>,
+    traffic: Arc<Traffic>,
+}
+
+impl Artifact {
+    async fn resolve(reference: &str, options: &Options) -> Result<Self> {
+        match reference.parse()? {
+            Reference::Registry(reference) => {
+                let name = reference.to_string();
+                let registry_options = RegistryOptions { plain_http: options.plain_http, timeout: options.timeout };
+                let registry = Arc::new(Registry::new(reference, &registry_options)?);
+                let (digest, bytes) = registry.manifest().await?;
+                let cache = ChunkCache::new(registry.clone(), options.memory);
+                Ok(Self {
+                    digest,
+                    manifest: image_manifest(&bytes, &name)?,
+                    traffic: registry.traffic(),
+                    headers: registry,
+                    data: Arc::new(ReadAhead::new(Arc::new(cache))),
+                })
+            }
+            Reference::Layout(reference) => {
+                let name = reference.to_string();
+                let layout = Arc::new(Layout::new(reference));
+                let (digest, bytes) = layout.manifest()?;
+                let manifest = image_manifest(&bytes, &name)?;
+                // The kernel's page cache serves a local file better than a second copy of it.
+                Ok(Self { digest, manifest, headers: layout.clone(), data: layout, traffic: Arc::default() })
+            }
+        }
+    }
+}
+
+fn image_manifest(bytes: &[u8], reference: &str) -> Result<Manifest> {
+    match Document::parse(bytes, reference)? {
+        Document::Manifest(manifest) => Ok(manifest),
+        Document::Index(Index { manifests }) => {
+            let digests: Vec<_> = manifests.iter().take(3).map(|manifest| manifest.digest.as_str()).collect();
+            Err(Error::new(ErrorKind::Unsupported, reference, format!("an index of {} manifests", manifests.len()))
+                .hint(format!("name one of them by its digest, for instance {}", digests.join(" or "))))
+        }
+    }
+}
+
+async fn read_config(config: Option<&Descriptor>, source: &dyn BlobSource) -> Result<Bytes> {
+    let Some(config) = config else { return Ok(Bytes::new()) };
+    if config.size > LARGEST_CONFIG {
+        let cause = format!("the config is larger than the {LARGEST_CONFIG} bytes that are read");
+        return Err(Error::new(ErrorKind::Limit, &config.digest, cause));
+    }
+    let bytes = source.read(config, 0..config.size).await?;
+    config.digest.check(&bytes)?;
+    Ok(bytes)
+}
+
+/// Looks into those layers of which the manifest does not tell whether they are archives.
+async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources) -> Vec<(Descriptor, Shape)> {
+    stream::iter(layers)
+        .map(async |layer| {
+            let shape = match Shape::of(&layer) {
+                Some(shape) => shape,
+                None => shape_of_content(&layer, sources).await,
+            };
+            (layer, shape)
+        })
+        .buffered(LOOKS)
+        .collect()
+        .await
+}
+
+/// A layer that cannot be read now is shown as a file; whoever reads it is told why.
+async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Shape {
+    const HEAD: u64 = 16 << 10;
+    let Ok(head) = sources.headers.read(layer, 0..layer.size.min(HEAD)).await else { return Shape::File };
+    let head = match Compression::of(&head) {
+        Some(compression) => compression.head(&head).into(),
+        None => head,
+    };
+    // Of an unpacked head the size behind it is not known; all that matters here is the first header.
+    match Scanner::new(u64::MAX >> 1, sources.limits.clone()).step(0, &head) {
+        Ok(Step::Member(_) | Step::Need(_)) if head.len() >= 512 => Shape::Directory,
+        _ => Shape::File,
+    }
+}
+
+fn build_tree(layers: &[(Descriptor, Shape)], names: &HashMap<Digest, String>, has_config: bool) -> Tree {
+    let (places, warnings) = places(layers, names);
+    for warning in warnings {
+        tracing::warn!("{}", crate::error::printable(&warning));
+    }
+    let config = vec!["config.json".to_owned()];
+    let taken = places.iter().flatten().any(|place| place.first() == config.first());
+    let nodes = places.into_iter().zip(layers).enumerate().filter_map(|(number, (place, (_, shape)))| {
+        let node = match shape {
+            Shape::Directory => Node::Layer(number),
+            Shape::File => Node::LayerFile(number),
+        };
+        Some((place?, node))
+    });
+    Tree::new(nodes.chain((has_config && !taken).then_some((config, Node::Config))))
+}

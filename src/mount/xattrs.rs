@@ -1,0 +1,83 @@
+//! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
+
+use serde_json::json;
+
+use super::tree::Node;
+use super::{Mount, Place};
+use crate::error::Result;
+use crate::index::LayerIndex;
+use crate::mount::Ino;
+
+/// XATTR_NAME_MAX and XATTR_SIZE_MAX of Linux (limits.h), in bytes.
+const LONGEST_NAME: usize = 255;
+const LONGEST_VALUE: usize = 64 << 10;
+
+type Xattr = (Vec<u8>, Vec<u8>);
+
+impl Mount {
+    pub async fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        // The kernel asks for `security.capability` and the like all the time.
+        if !name.starts_with(b"user.") {
+            return Ok(None);
+        }
+        let xattrs = self.xattrs(ino).await?;
+        Ok(xattrs.into_iter().find(|(known, _)| known == name).map(|(_, value)| value))
+    }
+
+    /// As many as `listxattr` can give out.
+    pub async fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let mut room = LONGEST_VALUE;
+        let mut names: Vec<_> = self.xattrs(ino).await?.into_iter().map(|(name, _)| name).collect();
+        names.retain(|name| {
+            let fits = name.len() < room;
+            room = room.saturating_sub(name.len().saturating_add(1));
+            fits
+        });
+        Ok(names)
+    }
+
+    async fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
+        let mut xattrs = match self.place(ino)? {
+            Place::Node(0) => self.root_xattrs(),
+            Place::Node(id) => match self.tree.node(id) {
+                Some(Node::Layer(number) | Node::LayerFile(number)) => self.layer_xattrs(number)?,
+                Some(Node::Directory | Node::Config) | None => Vec::new(),
+            },
+            Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer)?,
+            Place::Entry { layer, entry } => {
+                let contents = self.contents(layer).await?;
+                let xattrs = contents.index.xattrs(entry);
+                xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).collect()
+            }
+        };
+        xattrs.retain(|(name, value)| {
+            name.starts_with(b"user.") && name.len() <= LONGEST_NAME && !name.contains(&0) && value.len() <= LONGEST_VALUE
+        });
+        Ok(xattrs)
+    }
+
+    fn root_xattrs(&self) -> Vec<Xattr> {
+        let stats = json!({ "dataset_bytes": self.usage().bytes, "network": self.traffic.count() });
+        vec![
+            (b"user.oci.digest".to_vec(), self.digest.as_str().into()),
+            (b"user.eo.stats".to_vec(), stats.to_string().into_bytes()),
+        ]
+    }
+
+    fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
+        let layer = self.layer(number)?;
+        let descriptor = &layer.descriptor;
+        let mut xattrs: Vec<Xattr> = vec![
+            (b"user.oci.digest".to_vec(), descriptor.digest.as_str().into()),
+            (b"user.oci.size".to_vec(), descriptor.size.to_string().into()),
+            (b"user.oci.media-type".to_vec(), descriptor.media_type.clone().into()),
+        ];
+        for (key, value) in &descriptor.annotations {
+            xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
+        }
+        if let Some(error) = layer.error() {
+            xattrs.push((b"user.eo.error".to_vec(), error.to_string().into()));
+        }
+        Ok(xattrs)
+    }
+}
