@@ -1,0 +1,144 @@
+//! Going on in the background: this program run again in a session of its own, instead of a fork, after which no
+//! thread but one would be left.
+//!
+//! Both sides hold one end of a socket. The child says that the mount answers by writing to it; the end of the child
+//! or of the parent is seen by the other as the end of the stream. It is the child's standard input, because that is
+//! the way to pass a file descriptor without a hook after fork.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+
+use rustix::fs::FileType;
+use tokio::io::AsyncReadExt;
+
+use super::failure::Failure;
+use super::logging;
+
+/// Marks the child. An argument, because a variable would be inherited by what the child starts.
+pub const FLAG: &str = "in-background";
+
+/// Runs this program again with the same arguments and waits until it says that the mount answers, or ends; it has
+/// then written its own error to the stderr that both share.
+///
+/// When the user interrupts this, the child sees the stream end and goes too.
+pub fn run_again() -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::system("starting the background process", error);
+    let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
+    let mut arguments = std::env::args_os();
+    let mut child = Command::new(program())
+        .arg0(
+            arguments
+                .next()
+                .as_deref()
+                .unwrap_or(OsStr::new("eo-mount")),
+        )
+        .arg(format!("--{FLAG}"))
+        .args(arguments)
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .spawn()
+        .map_err(failed)?;
+    if ours.read_exact(&mut [0]).is_ok() {
+        return Ok(());
+    }
+    Err(ended_early(child.wait().map_err(failed)?))
+}
+
+/// The file that runs now; after an upgrade replaced it, by the one name that it still has.
+fn program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+}
+
+fn ended_early(status: ExitStatus) -> Failure {
+    match (status.code().map(u8::try_from), status.signal()) {
+        (Some(Ok(code)), _) if code != 0 => Failure::silent(code),
+        (_, Some(signal)) => Failure::system(
+            "the background process",
+            format!("ended by signal {signal}"),
+        ),
+        _ => Failure::system("the background process", "ended before the mount answered"),
+    }
+}
+
+/// The child's side.
+pub struct Parent {
+    socket: UnixStream,
+}
+
+impl Parent {
+    /// Leaves the terminal's session and takes the socket. To be called before there are threads.
+    pub fn take() -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::system("starting in the background", error);
+        let stdin = rustix::stdio::stdin();
+        let mode = rustix::fs::fstat(stdin)
+            .map_err(|error| failed(error.into()))?
+            .st_mode;
+        if FileType::from_raw_mode(mode) != FileType::Socket {
+            return Err(failed(io::Error::other(format!(
+                "--{FLAG} is for eo-mount itself"
+            ))));
+        }
+        // It fails only for a process that leads a group; that one has left already.
+        let _ = rustix::process::setsid();
+        let socket = UnixStream::from(stdin.try_clone_to_owned().map_err(failed)?);
+        rustix::stdio::dup2_stdin(nowhere().map_err(failed)?)
+            .map_err(|error| failed(error.into()))?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits until the parent is gone.
+    pub async fn gone(&self) {
+        let read = async {
+            let mut socket = tokio::net::UnixStream::from_std(self.socket.try_clone()?)?;
+            // It never writes, so this ends with the stream.
+            socket.read(&mut [0]).await
+        };
+        let _ = read.await;
+    }
+
+    /// Lets the parent go: leaves its folder and its output, so that whoever reads that sees its end, and says that
+    /// the mount answers.
+    ///
+    /// # Errors
+    /// The parent is gone: nobody wants the mount.
+    pub fn ready(mut self) -> io::Result<()> {
+        logging::detach();
+        std::env::set_current_dir("/")?;
+        let nowhere = nowhere()?;
+        rustix::stdio::dup2_stdout(&nowhere)?;
+        rustix::stdio::dup2_stderr(&nowhere)?;
+        self.socket.write_all(b"R")
+    }
+}
+
+fn nowhere() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/null")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_of_the_child_is_ours() {
+        assert_eq!(
+            ended_early(ExitStatus::from_raw(2 << 8)),
+            Failure::silent(2)
+        );
+        let killed = ended_early(ExitStatus::from_raw(9));
+        assert_eq!(killed.code, 3);
+        assert_eq!(
+            killed.line.as_deref(),
+            Some("the background process: ended by signal 9")
+        );
+        assert_eq!(ended_early(ExitStatus::from_raw(0)).code, 3);
+    }
+}

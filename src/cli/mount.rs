@@ -1,0 +1,429 @@
+//! `eo-mount REFERENCE MOUNTPOINT`, also `eo-mount mount …`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Parser};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::background::{self, Parent};
+use super::failure::Failure;
+use super::logging::{self, Destination};
+use crate::error::{Error, ErrorKind};
+use crate::fuse::{Mountpoint, Session, Settings};
+use crate::mount::{Mount, Options};
+
+const EXAMPLES: &str = "\
+Examples:
+  eo-mount ghcr.io/org/pastis:v1 /mnt/pastis        a dataset in a registry
+  eo-mount localhost:5000/pastis@sha256:… ./data    exactly that artifact
+  eo-mount oci:./pastis:sample ./data               an OCI image layout on disk
+  fusermount3 -u /mnt/pastis                        unmount
+
+Each option can be set by a variable too: --cache-dir is EO_MOUNT_CACHE_DIR.
+Exit codes: 1 the artifact or its registry, 2 usage, 3 the mount itself.";
+
+/// Mount an Earth-observation dataset from an OCI registry as a local folder
+///
+/// Returns when the mount answers and goes on in the background. Only the bytes that are read are downloaded.
+#[derive(Debug, Parser)]
+#[command(name = "eo-mount", version, after_help = EXAMPLES)]
+pub struct Command {
+    /// [registry/]repository[:tag][@digest], or oci:DIR[:tag] for an image layout on disk
+    reference: String,
+
+    /// An empty directory
+    mountpoint: PathBuf,
+
+    /// Stay in the foreground; Ctrl-C unmounts
+    #[arg(short, long, env = "EO_MOUNT_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
+    foreground: bool,
+
+    /// Use plain HTTP (always so for localhost and loopback addresses)
+    #[arg(long, env = "EO_MOUNT_PLAIN_HTTP", hide_env = true, value_parser = BoolishValueParser::new())]
+    plain_http: bool,
+
+    /// Where to keep downloaded data [default: $XDG_CACHE_HOME/eo-mount or ~/.cache/eo-mount]
+    #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
+    cache_dir: Option<PathBuf>,
+
+    /// Most memory for data, at least 16MiB
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
+          env = "EO_MOUNT_MEMORY", hide_env = true)]
+    memory: ByteSize,
+
+    /// Longest time that one operation takes before it fails
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout,
+          env = "EO_MOUNT_TIMEOUT", hide_env = true)]
+    timeout: Duration,
+
+    /// Let other users read the mount
+    #[arg(long, env = "EO_MOUNT_ALLOW_OTHER", hide_env = true, value_parser = BoolishValueParser::new())]
+    allow_other: bool,
+
+    /// Show this owner for all files [default: yours]
+    #[arg(long, value_name = "NUMBER", env = "EO_MOUNT_UID", hide_env = true)]
+    uid: Option<u32>,
+
+    /// Show this group for all files [default: yours]
+    #[arg(long, value_name = "NUMBER", env = "EO_MOUNT_GID", hide_env = true)]
+    gid: Option<u32>,
+
+    /// Show owners and groups as the archives have them
+    #[arg(long, env = "EO_MOUNT_PRESERVE_OWNER", hide_env = true, value_parser = BoolishValueParser::new())]
+    preserve_owner: bool,
+
+    /// Mount over a directory that is not empty, hiding what is in it
+    #[arg(long, env = "EO_MOUNT_NONEMPTY", hide_env = true, value_parser = BoolishValueParser::new())]
+    nonempty: bool,
+
+    /// Say more: -v what happens, -vv each step, -vvv everything
+    #[arg(short, long, action = ArgAction::Count, env = "EO_MOUNT_VERBOSE", hide_env = true)]
+    verbose: u8,
+
+    /// Append log lines to this file [default: stderr, in the background syslog]
+    #[arg(long, value_name = "FILE", env = "EO_MOUNT_LOG", hide_env = true)]
+    log: Option<PathBuf>,
+
+    #[arg(long = background::FLAG, hide = true)]
+    in_background: bool,
+}
+
+impl Command {
+    pub fn run(mut self) -> Result<(), Failure> {
+        if !self.foreground && !self.in_background {
+            return background::run_again();
+        }
+        let parent = if self.in_background {
+            Some(Parent::take()?)
+        } else {
+            None
+        };
+        self.make_absolute()?;
+        let destination = match (&self.log, &parent) {
+            (Some(file), _) => Destination::File(file),
+            (None, Some(_)) => Destination::Background,
+            (None, None) => Destination::Stderr,
+        };
+        logging::init(self.verbose, destination).map_err(|error| {
+            let file = self.log.as_deref().unwrap_or(Path::new("log"));
+            Failure::usage(&Error::new(ErrorKind::Usage, file.display(), error))
+        })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::system("starting threads", error))?;
+        let done = runtime.block_on(self.serve(parent, &runtime));
+        // What still hangs ends with the process.
+        runtime.shutdown_background();
+        done
+    }
+
+    /// The background process leaves the folder that relative paths are about.
+    fn make_absolute(&mut self) -> Result<(), Failure> {
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|error| {
+                Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error))
+            })
+        };
+        for path in [&mut self.cache_dir, &mut self.log].into_iter().flatten() {
+            *path = absolute(path)?;
+        }
+        if let Some(layout) = self.reference.strip_prefix("oci:")
+            && !layout.starts_with('/')
+            && !layout.is_empty()
+        {
+            let folder = absolute(Path::new("."))?;
+            self.reference = format!("oci:{}/{layout}", folder.display());
+        }
+        Ok(())
+    }
+
+    async fn serve(self, parent: Option<Parent>, runtime: &Runtime) -> Result<(), Failure> {
+        // From here on a signal is an orderly end.
+        let mut signals = Signals::new().map_err(|error| Failure::system("signals", error))?;
+
+        let (mountpoint, mount) = tokio::select! {
+            prepared = self.prepare() => prepared?,
+            end = wanted_end(&mut signals, parent.as_ref()) => return Err(end),
+        };
+
+        let settings = Settings {
+            source: self.reference.clone(),
+            allow_other: self.allow_other,
+        };
+        // Not to be cancelled half way. This thread has nothing else to do meanwhile.
+        let mut session = Session::start(
+            Arc::new(mount),
+            &mountpoint,
+            &settings,
+            runtime.handle().clone(),
+        )
+        .map_err(|error| Failure::mount(&error))?;
+
+        let early = tokio::select! {
+            answer = self.answers(session.path()) => answer.err(),
+            end = wanted_end(&mut signals, parent.as_ref()) => Some(end),
+        };
+        let in_background = parent.is_some();
+        let early = early.or_else(|| {
+            let left = parent.map(Parent::ready)?.err()?;
+            Some(Failure::system("going to the background", left))
+        });
+        if let Some(failure) = early {
+            if let Err(error) = session.stop().await {
+                tracing::warn!("{error}");
+            }
+            return Err(failure);
+        }
+        tracing::info!("{}: mounted {}", session.path().display(), self.reference);
+
+        let path = session.path().to_path_buf();
+        let end = tokio::select! {
+            end = session.ended() => end,
+            signal = signals.next() => {
+                tracing::info!("{}: signal {signal}", path.display());
+                session.stop().await
+            }
+        };
+        match end {
+            Ok(()) => {
+                tracing::info!("{}: unmounted", path.display());
+                Ok(())
+            }
+            Err(error) => {
+                if in_background {
+                    tracing::error!("{error}");
+                }
+                Err(Failure::mount(&error))
+            }
+        }
+    }
+
+    /// Everything that can fail before there is a mount.
+    async fn prepare(&self) -> Result<(Mountpoint, Mount), Failure> {
+        let (path, nonempty) = (self.mountpoint.clone(), self.nonempty);
+        let mountpoint = tokio::task::spawn_blocking(move || Mountpoint::check(&path, nonempty))
+            .await
+            .map_err(|error| Failure::system("checking the mount point", error))?
+            .map_err(|error| Failure::mount(&error))?;
+        let mount = Mount::open(&self.reference, self.options())
+            .await
+            .map_err(|error| Failure::artifact(&error))?;
+        Ok((mountpoint, mount))
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            plain_http: self.plain_http,
+            cache_dir: self.cache_dir.clone().or_else(|| {
+                default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
+            }),
+            memory: self.memory.as_u64(),
+            timeout: self.timeout,
+            uid: self
+                .uid
+                .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: self
+                .gid
+                .unwrap_or_else(|| rustix::process::getegid().as_raw()),
+            preserve_owner: self.preserve_owner,
+        }
+    }
+
+    /// Lists the root the way that every program will: through the kernel.
+    async fn answers(&self, path: &Path) -> Result<(), Failure> {
+        let failed = |cause: String| {
+            Failure::mount(&Error::new(
+                ErrorKind::Io,
+                path.display(),
+                format!("mounted, but it does not answer: {cause}"),
+            ))
+        };
+        let root = path.to_path_buf();
+        let listing = tokio::task::spawn_blocking(move || {
+            std::fs::read_dir(root)?.next().transpose().map(|_| ())
+        });
+        match tokio::time::timeout(self.timeout, listing).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(failed(error.to_string())),
+            Ok(Err(panic)) => Err(failed(panic.to_string())),
+            Err(_) => Err(failed("no listing in time".to_owned())),
+        }
+    }
+}
+
+/// Why to give up before the mount is ready: a signal, or the parent that waits for it is gone.
+async fn wanted_end(signals: &mut Signals, parent: Option<&Parent>) -> Failure {
+    let gone = async {
+        match parent {
+            Some(parent) => parent.gone().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        number = signals.next() => Failure::signal(number),
+        () = gone => Failure::signal(SignalKind::hangup().as_raw_value()),
+    }
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The number of the next signal that asks for the end.
+    async fn next(&mut self) -> i32 {
+        let kind = tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.hangup.recv() => SignalKind::hangup(),
+        };
+        kind.as_raw_value()
+    }
+}
+
+/// XDG Base Directory Specification: a relative or empty `XDG_CACHE_HOME` counts as unset.
+fn default_cache_dir(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    xdg.and_then(absolute)
+        .or_else(|| Some(home.and_then(absolute)?.join(".cache")))
+        .map(|caches| caches.join("eo-mount"))
+}
+
+fn memory(text: &str) -> Result<ByteSize, String> {
+    const LEAST: ByteSize = ByteSize::mib(16);
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| "it takes a number and a unit, such as 256MiB".to_owned())?;
+    if size < LEAST {
+        return Err("at least 16MiB are needed".to_owned());
+    }
+    Ok(size)
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
+    if time < Duration::from_secs(1) || time > Duration::from_secs(24 * 3600) {
+        return Err("it takes between 1s and 1day".to_owned());
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Command, String> {
+        let all = ["eo-mount", "localhost:5000/a:b", "/mnt"]
+            .iter()
+            .chain(arguments);
+        Command::try_parse_from(all).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_option_has_its_variable() {
+        Command::command().debug_assert();
+        for argument in Command::command().get_arguments() {
+            let Some(long) = argument.get_long() else {
+                continue;
+            };
+            if long == background::FLAG {
+                continue;
+            }
+            let variable = format!("EO_MOUNT_{}", long.replace('-', "_").to_uppercase());
+            assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{long}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_are_written_with_units() {
+        let command = parse(&["--memory", "64MiB", "--timeout", "2m"]).expect("parsed");
+        assert_eq!(command.options().memory, 64 << 20);
+        assert_eq!(command.options().timeout, Duration::from_secs(120));
+        assert_eq!(parse(&[]).expect("parsed").options().memory, 256 << 20);
+        assert!(
+            parse(&["--memory", "15MiB"])
+                .expect_err("refused")
+                .contains("16MiB")
+        );
+        assert!(
+            parse(&["--memory", "much"])
+                .expect_err("refused")
+                .contains("256MiB")
+        );
+        assert!(
+            parse(&["--timeout", "60"])
+                .expect_err("refused")
+                .contains("60s")
+        );
+        assert!(
+            parse(&["--timeout", "0s"])
+                .expect_err("refused")
+                .contains("1s")
+        );
+    }
+
+    #[test]
+    fn the_owner_shown_is_the_mounter_unless_said_otherwise() {
+        let options = parse(&[]).expect("parsed").options();
+        assert_eq!(options.uid, rustix::process::geteuid().as_raw());
+        let options = parse(&["--uid", "1000", "--gid", "100"])
+            .expect("parsed")
+            .options();
+        assert_eq!((options.uid, options.gid), (1000, 100));
+    }
+
+    #[test]
+    fn the_cache_is_where_the_xdg_specification_says() {
+        let folder = |xdg: Option<&str>, home: Option<&str>| {
+            default_cache_dir(xdg.map(OsString::from), home.map(OsString::from))
+        };
+        assert_eq!(
+            folder(Some("/c"), Some("/home/me")),
+            Some("/c/eo-mount".into())
+        );
+        assert_eq!(
+            folder(Some("c"), Some("/home/me")),
+            Some("/home/me/.cache/eo-mount".into())
+        );
+        assert_eq!(folder(Some(""), None), None);
+        assert_eq!(folder(None, None), None);
+    }
+
+    #[test]
+    fn relative_paths_survive_the_change_of_folder() {
+        let mut command = parse(&["--log", "l", "--cache-dir", "/c"]).expect("parsed");
+        command.reference = "oci:./sample/pastis:sample".to_owned();
+        command.make_absolute().expect("absolute");
+        let here = std::env::current_dir().expect("a folder");
+        assert_eq!(command.log, Some(here.join("l")));
+        assert_eq!(command.cache_dir, Some("/c".into()));
+        assert_eq!(
+            command.reference,
+            format!("oci:{}/./sample/pastis:sample", here.display())
+        );
+        command.reference = "localhost:5000/a:b".to_owned();
+        command.make_absolute().expect("absolute");
+        assert_eq!(command.reference, "localhost:5000/a:b");
+    }
+}
