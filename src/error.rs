@@ -87,8 +87,12 @@ mod tests {
 
     #[test]
     fn text_from_outside_stays_on_one_line_and_short() {
-        let error = Error::new(ErrorKind::Protocol, "a\nb", format!("\x1b[31m{}", "x".repeat(1000)))
-            .hint("try again");
+        let error = Error::new(
+            ErrorKind::Protocol,
+            "a\nb",
+            format!("\x1b[31m{}", "x".repeat(1000)),
+        )
+        .hint("try again");
         let line = error.to_string();
         assert!(line.starts_with("a b:  [31mxxx"), "{line}");
         assert!(line.ends_with("x… (try again)"), "{line}");
