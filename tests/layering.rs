@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From low to high.
-const LAYERS: [&[&str]; 4] =
-    [&["error", "oci", "index"], &["registry", "blob", "cache"], &["mount"], &["fuse", "cli"]];
+const LAYERS: [&[&str]; 4] = [&["error", "oci", "index"], &["registry", "blob", "cache"], &["mount"], &["fuse", "cli"]];
 /// Crates that only one module may use, and what must not appear in the core.
 const OWNERS: [(&str, &str); 2] = [("clap", "cli"), ("fuser", "fuse")];
 const NOT_IN_CORE: [&str; 5] = ["tokio", "std::fs", "std::time::Instant", "std::thread", "std::net::TcpStream"];
@@ -79,13 +78,16 @@ fn sources() -> Vec<(String, PathBuf, String)> {
             }
         }
     }
-    let test_file = |path: &Path| path.file_stem().is_some_and(|name| name == "tests") || path.components().any(|c| c.as_os_str() == "tests");
+    let test_file = |path: &Path| {
+        path.file_stem().is_some_and(|name| name == "tests") || path.components().any(|c| c.as_os_str() == "tests")
+    };
     files
         .into_iter()
         .filter(|path| !test_file(path.strip_prefix(src()).unwrap()))
         .filter_map(|path| {
             let inside = path.strip_prefix(src()).unwrap();
-            let module = inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+            let module =
+                inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
             let code = fs::read_to_string(&path).unwrap();
             let code = code.split("#[cfg(test)]\nmod ").next().unwrap().to_owned();
             (!matches!(module.as_str(), "main" | "lib")).then_some((module, path, code))

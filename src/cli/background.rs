@@ -31,12 +31,7 @@ pub fn run_again() -> Result<(), Failure> {
     let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut arguments = std::env::args_os();
     let mut child = Command::new(program())
-        .arg0(
-            arguments
-                .next()
-                .as_deref()
-                .unwrap_or(OsStr::new("eo-mount")),
-        )
+        .arg0(arguments.next().as_deref().unwrap_or(OsStr::new("eo-mount")))
         .arg(format!("--{FLAG}"))
         .args(arguments)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
@@ -50,19 +45,13 @@ pub fn run_again() -> Result<(), Failure> {
 
 /// The file that runs now; after an upgrade replaced it, by the one name that it still has.
 fn program() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
 fn ended_early(status: ExitStatus) -> Failure {
     match (status.code().map(u8::try_from), status.signal()) {
         (Some(Ok(code)), _) if code != 0 => Failure::silent(code),
-        (_, Some(signal)) => Failure::system(
-            "the background process",
-            format!("ended by signal {signal}"),
-        ),
+        (_, Some(signal)) => Failure::system("the background process", format!("ended by signal {signal}")),
         _ => Failure::system("the background process", "ended before the mount answered"),
     }
 }
@@ -77,19 +66,14 @@ impl Parent {
     pub fn take() -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::system("starting in the background", error);
         let stdin = rustix::stdio::stdin();
-        let mode = rustix::fs::fstat(stdin)
-            .map_err(|error| failed(error.into()))?
-            .st_mode;
+        let mode = rustix::fs::fstat(stdin).map_err(|error| failed(error.into()))?.st_mode;
         if FileType::from_raw_mode(mode) != FileType::Socket {
-            return Err(failed(io::Error::other(format!(
-                "--{FLAG} is for eo-mount itself"
-            ))));
+            return Err(failed(io::Error::other(format!("--{FLAG} is for eo-mount itself"))));
         }
         // It fails only for a process that leads a group; that one has left already.
         let _ = rustix::process::setsid();
         let socket = UnixStream::from(stdin.try_clone_to_owned().map_err(failed)?);
-        rustix::stdio::dup2_stdin(nowhere().map_err(failed)?)
-            .map_err(|error| failed(error.into()))?;
+        rustix::stdio::dup2_stdin(nowhere().map_err(failed)?).map_err(|error| failed(error.into()))?;
         socket.set_nonblocking(true).map_err(failed)?;
         Ok(Self { socket })
     }
@@ -129,16 +113,10 @@ mod tests {
 
     #[test]
     fn the_exit_code_of_the_child_is_ours() {
-        assert_eq!(
-            ended_early(ExitStatus::from_raw(2 << 8)),
-            Failure::silent(2)
-        );
+        assert_eq!(ended_early(ExitStatus::from_raw(2 << 8)), Failure::silent(2));
         let killed = ended_early(ExitStatus::from_raw(9));
         assert_eq!(killed.code, 3);
-        assert_eq!(
-            killed.line.as_deref(),
-            Some("the background process: ended by signal 9")
-        );
+        assert_eq!(killed.line.as_deref(), Some("the background process: ended by signal 9"));
         assert_eq!(ended_early(ExitStatus::from_raw(0)).code, 3);
     }
 }

@@ -42,10 +42,7 @@ impl Failure {
 
     /// Ended by a signal before anything was mounted, as shells number it.
     pub fn signal(number: i32) -> Self {
-        Self {
-            code: u8::try_from(number).map_or(MOUNT, |number| number.saturating_add(128)),
-            line: None,
-        }
+        Self { code: u8::try_from(number).map_or(MOUNT, |number| number.saturating_add(128)), line: None }
     }
 
     /// The code of a process that has said itself what went wrong.
@@ -62,10 +59,7 @@ impl Failure {
     }
 
     fn new(code: u8, error: &Error) -> Self {
-        Self {
-            code,
-            line: Some(error.to_string()),
-        }
+        Self { code, line: Some(error.to_string()) }
     }
 }
 
@@ -75,16 +69,11 @@ mod tests {
 
     #[test]
     fn the_code_says_whose_fault_it_is() {
-        let error = |kind| {
-            Error::new(kind, "localhost:5000/a:b", "no such tag")
-                .hint("oras repo tags localhost:5000/a")
-        };
+        let error =
+            |kind| Error::new(kind, "localhost:5000/a:b", "no such tag").hint("oras repo tags localhost:5000/a");
         let failure = Failure::artifact(&error(ErrorKind::NotFound));
         assert_eq!(failure.code, 1);
-        assert_eq!(
-            failure.line.as_deref(),
-            Some("localhost:5000/a:b: no such tag (oras repo tags localhost:5000/a)")
-        );
+        assert_eq!(failure.line.as_deref(), Some("localhost:5000/a:b: no such tag (oras repo tags localhost:5000/a)"));
         assert_eq!(Failure::artifact(&error(ErrorKind::Usage)).code, 2);
         assert_eq!(Failure::mount(&error(ErrorKind::NotFound)).code, 3);
         assert_eq!(Failure::signal(15).code, 143);

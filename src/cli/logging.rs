@@ -32,24 +32,13 @@ pub fn init(verbosity: u8, destination: Destination<'_>) -> io::Result<()> {
             let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             (Sink::Stderr, colours, false)
         }
-        Destination::File(path) => (
-            Sink::File(File::options().append(true).create(true).open(path)?),
-            false,
-            true,
-        ),
+        Destination::File(path) => (Sink::File(File::options().append(true).create(true).open(path)?), false, true),
         Destination::Background => {
-            let syslog = Syslog::new(
-                c"eo-mount",
-                syslog_tracing::Options::LOG_PID,
-                Facility::Daemon,
-            );
+            let syslog = Syslog::new(c"eo-mount", syslog_tracing::Options::LOG_PID, Facility::Daemon);
             (Sink::Background(syslog), false, false)
         }
     };
-    let lines = layer()
-        .with_writer(sink)
-        .with_target(verbosity > 1)
-        .with_ansi(colours);
+    let lines = layer().with_writer(sink).with_target(verbosity > 1).with_ansi(colours);
     let subscriber = tracing_subscriber::registry().with(filter(verbosity));
     if times {
         subscriber.with(lines).init();
@@ -58,10 +47,7 @@ pub fn init(verbosity: u8, destination: Destination<'_>) -> io::Result<()> {
         subscriber.with(lines.without_time()).init();
     }
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(
-            "a bug in eo-mount: {}",
-            crate::error::printable(&panic.to_string())
-        );
+        tracing::error!("a bug in eo-mount: {}", crate::error::printable(&panic.to_string()));
     }));
     Ok(())
 }
@@ -80,9 +66,7 @@ fn filter(verbosity: u8) -> Targets {
         2 => (Level::DEBUG, Level::WARN),
         _ => (Level::TRACE, Level::DEBUG),
     };
-    Targets::new()
-        .with_default(LevelFilter::from_level(theirs))
-        .with_target(env!("CARGO_CRATE_NAME"), ours)
+    Targets::new().with_default(LevelFilter::from_level(theirs)).with_target(env!("CARGO_CRATE_NAME"), ours)
 }
 
 enum Sink {
@@ -104,9 +88,7 @@ impl<'a> MakeWriter<'a> for Sink {
     fn make_writer(&'a self) -> Line<'a> {
         match self {
             Self::File(file) => Line::File(file),
-            Self::Background(Some(syslog)) if DETACHED.load(Ordering::Relaxed) => {
-                Line::Syslog(syslog.make_writer())
-            }
+            Self::Background(Some(syslog)) if DETACHED.load(Ordering::Relaxed) => Line::Syslog(syslog.make_writer()),
             Self::Stderr | Self::Background(_) => Line::Stderr(io::stderr()),
         }
     }

@@ -31,10 +31,7 @@ pub fn run() -> ExitCode {
 
 /// `eo-mount mount …` is `eo-mount …`, which is what the program is for.
 fn main_form(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    arguments
-        .enumerate()
-        .filter(|(at, argument)| !(*at == 1 && argument == "mount"))
-        .map(|(_, argument)| argument)
+    arguments.enumerate().filter(|(at, argument)| !(*at == 1 && argument == "mount")).map(|(_, argument)| argument)
 }
 
 #[cfg(test)]
@@ -48,14 +45,8 @@ mod tests {
                 .map(|argument| argument.into_string().expect("text"))
                 .collect::<Vec<_>>()
         };
-        assert_eq!(
-            form(&["eo-mount", "mount", "a/b:c", "mount"]),
-            ["eo-mount", "a/b:c", "mount"]
-        );
-        assert_eq!(
-            form(&["eo-mount", "-f", "a/b:c", "d"]),
-            ["eo-mount", "-f", "a/b:c", "d"]
-        );
+        assert_eq!(form(&["eo-mount", "mount", "a/b:c", "mount"]), ["eo-mount", "a/b:c", "mount"]);
+        assert_eq!(form(&["eo-mount", "-f", "a/b:c", "d"]), ["eo-mount", "-f", "a/b:c", "d"]);
         assert_eq!(form(&["eo-mount"]), ["eo-mount"]);
     }
 }

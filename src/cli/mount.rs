@@ -99,11 +99,7 @@ impl Command {
         if !self.foreground && !self.in_background {
             return background::run_again();
         }
-        let parent = if self.in_background {
-            Some(Parent::take()?)
-        } else {
-            None
-        };
+        let parent = if self.in_background { Some(Parent::take()?) } else { None };
         self.make_absolute()?;
         let destination = match (&self.log, &parent) {
             (Some(file), _) => Destination::File(file),
@@ -128,9 +124,8 @@ impl Command {
     /// The background process leaves the folder that relative paths are about.
     fn make_absolute(&mut self) -> Result<(), Failure> {
         let absolute = |path: &Path| {
-            std::path::absolute(path).map_err(|error| {
-                Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error))
-            })
+            std::path::absolute(path)
+                .map_err(|error| Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error)))
         };
         for path in [&mut self.cache_dir, &mut self.log].into_iter().flatten() {
             *path = absolute(path)?;
@@ -154,18 +149,10 @@ impl Command {
             end = wanted_end(&mut signals, parent.as_ref()) => return Err(end),
         };
 
-        let settings = Settings {
-            source: self.reference.clone(),
-            allow_other: self.allow_other,
-        };
+        let settings = Settings { source: self.reference.clone(), allow_other: self.allow_other };
         // Not to be cancelled half way. This thread has nothing else to do meanwhile.
-        let mut session = Session::start(
-            Arc::new(mount),
-            &mountpoint,
-            &settings,
-            runtime.handle().clone(),
-        )
-        .map_err(|error| Failure::mount(&error))?;
+        let mut session = Session::start(Arc::new(mount), &mountpoint, &settings, runtime.handle().clone())
+            .map_err(|error| Failure::mount(&error))?;
 
         let early = tokio::select! {
             answer = self.answers(session.path()) => answer.err(),
@@ -213,26 +200,21 @@ impl Command {
             .await
             .map_err(|error| Failure::system("checking the mount point", error))?
             .map_err(|error| Failure::mount(&error))?;
-        let mount = Mount::open(&self.reference, self.options())
-            .await
-            .map_err(|error| Failure::artifact(&error))?;
+        let mount = Mount::open(&self.reference, self.options()).await.map_err(|error| Failure::artifact(&error))?;
         Ok((mountpoint, mount))
     }
 
     fn options(&self) -> Options {
         Options {
             plain_http: self.plain_http,
-            cache_dir: self.cache_dir.clone().or_else(|| {
-                default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
-            }),
+            cache_dir: self
+                .cache_dir
+                .clone()
+                .or_else(|| default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))),
             memory: self.memory.as_u64(),
             timeout: self.timeout,
-            uid: self
-                .uid
-                .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-            gid: self
-                .gid
-                .unwrap_or_else(|| rustix::process::getegid().as_raw()),
+            uid: self.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: self.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
             preserve_owner: self.preserve_owner,
         }
     }
@@ -247,9 +229,7 @@ impl Command {
             ))
         };
         let root = path.to_path_buf();
-        let listing = tokio::task::spawn_blocking(move || {
-            std::fs::read_dir(root)?.next().transpose().map(|_| ())
-        });
+        let listing = tokio::task::spawn_blocking(move || std::fs::read_dir(root)?.next().transpose().map(|_| ()));
         match tokio::time::timeout(self.timeout, listing).await {
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Ok(Err(error))) => Err(failed(error.to_string())),
@@ -309,9 +289,7 @@ fn default_cache_dir(xdg: Option<OsString>, home: Option<OsString>) -> Option<Pa
 
 fn memory(text: &str) -> Result<ByteSize, String> {
     const LEAST: ByteSize = ByteSize::mib(16);
-    let size: ByteSize = text
-        .parse()
-        .map_err(|_| "it takes a number and a unit, such as 256MiB".to_owned())?;
+    let size: ByteSize = text.parse().map_err(|_| "it takes a number and a unit, such as 256MiB".to_owned())?;
     if size < LEAST {
         return Err("at least 16MiB are needed".to_owned());
     }
@@ -319,8 +297,8 @@ fn memory(text: &str) -> Result<ByteSize, String> {
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text)
-        .map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
+    let time =
+        humantime::parse_duration(text).map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
     if time < Duration::from_secs(1) || time > Duration::from_secs(24 * 3600) {
         return Err("it takes between 1s and 1day".to_owned());
     }
@@ -334,9 +312,7 @@ mod tests {
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Command, String> {
-        let all = ["eo-mount", "localhost:5000/a:b", "/mnt"]
-            .iter()
-            .chain(arguments);
+        let all = ["eo-mount", "localhost:5000/a:b", "/mnt"].iter().chain(arguments);
         Command::try_parse_from(all).map_err(|error| error.to_string())
     }
 
@@ -361,35 +337,17 @@ mod tests {
         assert_eq!(command.options().memory, 64 << 20);
         assert_eq!(command.options().timeout, Duration::from_secs(120));
         assert_eq!(parse(&[]).expect("parsed").options().memory, 256 << 20);
-        assert!(
-            parse(&["--memory", "15MiB"])
-                .expect_err("refused")
-                .contains("16MiB")
-        );
-        assert!(
-            parse(&["--memory", "much"])
-                .expect_err("refused")
-                .contains("256MiB")
-        );
-        assert!(
-            parse(&["--timeout", "60"])
-                .expect_err("refused")
-                .contains("60s")
-        );
-        assert!(
-            parse(&["--timeout", "0s"])
-                .expect_err("refused")
-                .contains("1s")
-        );
+        assert!(parse(&["--memory", "15MiB"]).expect_err("refused").contains("16MiB"));
+        assert!(parse(&["--memory", "much"]).expect_err("refused").contains("256MiB"));
+        assert!(parse(&["--timeout", "60"]).expect_err("refused").contains("60s"));
+        assert!(parse(&["--timeout", "0s"]).expect_err("refused").contains("1s"));
     }
 
     #[test]
     fn the_owner_shown_is_the_mounter_unless_said_otherwise() {
         let options = parse(&[]).expect("parsed").options();
         assert_eq!(options.uid, rustix::process::geteuid().as_raw());
-        let options = parse(&["--uid", "1000", "--gid", "100"])
-            .expect("parsed")
-            .options();
+        let options = parse(&["--uid", "1000", "--gid", "100"]).expect("parsed").options();
         assert_eq!((options.uid, options.gid), (1000, 100));
     }
 
@@ -398,14 +356,8 @@ mod tests {
         let folder = |xdg: Option<&str>, home: Option<&str>| {
             default_cache_dir(xdg.map(OsString::from), home.map(OsString::from))
         };
-        assert_eq!(
-            folder(Some("/c"), Some("/home/me")),
-            Some("/c/eo-mount".into())
-        );
-        assert_eq!(
-            folder(Some("c"), Some("/home/me")),
-            Some("/home/me/.cache/eo-mount".into())
-        );
+        assert_eq!(folder(Some("/c"), Some("/home/me")), Some("/c/eo-mount".into()));
+        assert_eq!(folder(Some("c"), Some("/home/me")), Some("/home/me/.cache/eo-mount".into()));
         assert_eq!(folder(Some(""), None), None);
         assert_eq!(folder(None, None), None);
     }
@@ -418,10 +370,7 @@ mod tests {
         let here = std::env::current_dir().expect("a folder");
         assert_eq!(command.log, Some(here.join("l")));
         assert_eq!(command.cache_dir, Some("/c".into()));
-        assert_eq!(
-            command.reference,
-            format!("oci:{}/./sample/pastis:sample", here.display())
-        );
+        assert_eq!(command.reference, format!("oci:{}/./sample/pastis:sample", here.display()));
         command.reference = "localhost:5000/a:b".to_owned();
         command.make_absolute().expect("absolute");
         assert_eq!(command.reference, "localhost:5000/a:b");

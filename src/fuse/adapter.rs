@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::bridge::Bridge;
@@ -44,12 +44,7 @@ pub struct Adapter {
 
 impl Adapter {
     pub fn new(mount: Arc<Mount>, bridge: Bridge) -> Self {
-        Self {
-            mount,
-            bridge,
-            without_open: false,
-            without_opendir: false,
-        }
+        Self { mount, bridge, without_open: false, without_opendir: false }
     }
 }
 
@@ -151,21 +146,11 @@ impl Filesystem for Adapter {
         if self.without_opendir {
             reply.error(Errno::ENOSYS);
         } else {
-            reply.opened(
-                FileHandle(0),
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
-            );
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
         }
     }
 
-    fn readdir(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let mount = self.mount.clone();
         self.bridge.answer(async move {
             let listed = mount
@@ -187,14 +172,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let mount = self.mount.clone();
         self.bridge.answer(async move {
             let listed = mount
@@ -222,16 +200,7 @@ impl Filesystem for Adapter {
         self.bridge.answer(async move {
             let usage = mount.usage();
             let blocks = usage.bytes.div_ceil(u64::from(BLOCK_SIZE));
-            reply.statfs(
-                blocks,
-                0,
-                0,
-                usage.entries,
-                0,
-                BLOCK_SIZE,
-                NAME_MAX,
-                BLOCK_SIZE,
-            );
+            reply.statfs(blocks, 0, 0, usage.entries, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
         });
     }
 
@@ -301,16 +270,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn rename(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: INodeNo,
-        _: &OsStr,
-        _: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
 
@@ -318,16 +278,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn create(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: u32,
-        _: u32,
-        _: i32,
-        reply: ReplyCreate,
-    ) {
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
         reply.error(Errno::EROFS);
     }
 
@@ -346,29 +297,11 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: i32,
-        reply: ReplyEmpty,
-    ) {
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
 
-    fn setxattr(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: &[u8],
-        _: i32,
-        _: u32,
-        reply: ReplyEmpty,
-    ) {
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
 
@@ -425,10 +358,7 @@ fn file_type(kind: Kind) -> FileType {
 
 /// The names as `listxattr` gives them: each with a NUL behind it.
 fn joined(names: &[Vec<u8>]) -> Vec<u8> {
-    names
-        .iter()
-        .flat_map(|name| name.iter().copied().chain([0]))
-        .collect()
+    names.iter().flat_map(|name| name.iter().copied().chain([0])).collect()
 }
 
 fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
@@ -475,10 +405,7 @@ mod tests {
 
     #[test]
     fn xattr_names_each_end_with_nul() {
-        assert_eq!(
-            joined(&[b"user.a".to_vec(), b"user.b".to_vec()]),
-            b"user.a\0user.b\0"
-        );
+        assert_eq!(joined(&[b"user.a".to_vec(), b"user.b".to_vec()]), b"user.a\0user.b\0");
         assert_eq!(joined(&[]), b"");
     }
 
@@ -497,13 +424,7 @@ mod tests {
             blocks: 16,
             mtime,
         });
-        assert_eq!(
-            (attr.ino.0, attr.size, attr.blocks),
-            (7 << 32 | 9, 5_000_000_000, 16)
-        );
-        assert_eq!(
-            (attr.kind, attr.perm, attr.nlink, attr.mtime),
-            (FileType::Symlink, 0o555, 2, mtime)
-        );
+        assert_eq!((attr.ino.0, attr.size, attr.blocks), (7 << 32 | 9, 5_000_000_000, 16));
+        assert_eq!((attr.kind, attr.perm, attr.nlink, attr.mtime), (FileType::Symlink, 0o555, 2, mtime));
     }
 }

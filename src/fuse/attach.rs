@@ -35,11 +35,9 @@ pub fn attach(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd> {
         // Not root, or root of a container without the right to mount.
         Err(Errno::PERM) => fusermount(path, source, &options),
         Err(Errno::NODEV) => Err(no_fuse()),
-        Err(error) => Err(Error::new(
-            ErrorKind::Io,
-            path.display(),
-            format!("cannot mount: {}", io::Error::from(error)),
-        )),
+        Err(error) => {
+            Err(Error::new(ErrorKind::Io, path.display(), format!("cannot mount: {}", io::Error::from(error))))
+        }
     }
 }
 
@@ -70,11 +68,7 @@ pub fn detach(path: &Path, how: How) -> std::result::Result<(), String> {
             let output = run_fusermount(&[OsStr::new(flag)], path, Stdio::null())
                 .and_then(std::process::Child::wait_with_output)
                 .map_err(|error| format!("fusermount3: {error}"))?;
-            if output.status.success() {
-                Ok(())
-            } else {
-                Err(complaint(&output))
-            }
+            if output.status.success() { Ok(()) } else { Err(complaint(&output)) }
         }
         Err(error) => Err(io::Error::from(error).to_string()),
     }
@@ -83,9 +77,8 @@ pub fn detach(path: &Path, how: How) -> std::result::Result<(), String> {
 fn open_device() -> Result<OwnedFd> {
     rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| match error {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => no_fuse(),
-        Errno::ACCESS | Errno::PERM => Error::new(ErrorKind::Denied, DEVICE, "no permission to use it").hint(
-            "as root: chmod 666 /dev/fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN",
-        ),
+        Errno::ACCESS | Errno::PERM => Error::new(ErrorKind::Denied, DEVICE, "no permission to use it")
+            .hint("as root: chmod 666 /dev/fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"),
         error => Error::new(ErrorKind::Io, DEVICE, io::Error::from(error)),
     })
 }
@@ -110,24 +103,18 @@ fn mount(path: &Path, source: &str, options: &str, device: &OwnedFd) -> rustix::
 /// fusermount3(1) mounts for ordinary users and sends the opened /dev/fuse back through a socket.
 fn fusermount(path: &Path, source: &str, options: &str) -> Result<OwnedFd> {
     let io = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Error::new(
-            ErrorKind::Unsupported,
-            "fusermount3",
-            "not found; without it only root can mount",
-        )
-        .hint("apt-get install fuse3"),
+        io::ErrorKind::NotFound => {
+            Error::new(ErrorKind::Unsupported, "fusermount3", "not found; without it only root can mount")
+                .hint("apt-get install fuse3")
+        }
         _ => Error::new(ErrorKind::Io, "fusermount3", error),
     };
     let subtype = FS_TYPE.trim_start_matches("fuse.");
     let options = format!("ro,nosuid,nodev,{options},subtype={subtype},fsname={source}");
     let (ours, theirs) = UnixStream::pair().map_err(io)?;
     // As its standard input, because that is the one way to pass a file descriptor without a hook after fork.
-    let child = run_fusermount(
-        &[OsStr::new("-o"), OsStr::new(&options)],
-        path,
-        Stdio::from(OwnedFd::from(theirs)),
-    )
-    .map_err(io)?;
+    let child = run_fusermount(&[OsStr::new("-o"), OsStr::new(&options)], path, Stdio::from(OwnedFd::from(theirs)))
+        .map_err(io)?;
     let device = receive(&ours);
     let output = child.wait_with_output().map_err(io)?;
     match device {
@@ -143,12 +130,7 @@ fn receive(socket: &UnixStream) -> rustix::io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;
     Ok(control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut devices) => devices.next(),
@@ -156,11 +138,7 @@ fn receive(socket: &UnixStream) -> rustix::io::Result<Option<OwnedFd>> {
     }))
 }
 
-fn run_fusermount(
-    arguments: &[&OsStr],
-    path: &Path,
-    stdin: Stdio,
-) -> io::Result<std::process::Child> {
+fn run_fusermount(arguments: &[&OsStr], path: &Path, stdin: Stdio) -> io::Result<std::process::Child> {
     Command::new("fusermount3")
         .args(arguments)
         .arg("--")
@@ -183,20 +161,11 @@ fn complaint(output: &Output) -> String {
 
 fn refused(path: &Path, complaint: &str) -> Error {
     let error = |hint: &str| {
-        Error::new(
-            ErrorKind::Denied,
-            path.display(),
-            format!("fusermount3 refuses: {complaint}"),
-        )
-        .hint(hint)
+        Error::new(ErrorKind::Denied, path.display(), format!("fusermount3 refuses: {complaint}")).hint(hint)
     };
     if complaint.contains("user_allow_other") {
-        Error::new(
-            ErrorKind::Denied,
-            path.display(),
-            "--allow-other is not allowed on this system",
-        )
-        .hint("as root: add the line user_allow_other to /etc/fuse.conf")
+        Error::new(ErrorKind::Denied, path.display(), "--allow-other is not allowed on this system")
+            .hint("as root: add the line user_allow_other to /etc/fuse.conf")
     } else if complaint.contains("Operation not permitted") {
         error("in a container: --device /dev/fuse --cap-add SYS_ADMIN")
     } else {

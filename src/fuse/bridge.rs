@@ -70,23 +70,12 @@ mod tests {
     }
 
     fn run(make: impl FnOnce(&Bridge, Reply)) -> (&'static str, bool) {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let (to, from) = mpsc::channel();
         let bridge = Bridge::new(runtime.handle().clone());
-        make(
-            &bridge,
-            Reply {
-                to,
-                answered: false,
-            },
-        );
-        let (how, thread) = from
-            .recv_timeout(Duration::from_secs(10))
-            .expect("an answer");
+        make(&bridge, Reply { to, answered: false });
+        let (how, thread) = from.recv_timeout(Duration::from_secs(10)).expect("an answer");
         (how, thread == thread::current().id())
     }
 

@@ -23,11 +23,9 @@ fn of(kind: ErrorKind) -> Errno {
         ErrorKind::NoSpace => Errno::ENOSPC,
         ErrorKind::Unsupported => Errno::EOPNOTSUPP,
         // Programs know EIO as "the data cannot be had"; anything finer they would take for a fault of their own.
-        ErrorKind::Unreachable
-        | ErrorKind::Protocol
-        | ErrorKind::Corrupt
-        | ErrorKind::Limit
-        | ErrorKind::Io => Errno::EIO,
+        ErrorKind::Unreachable | ErrorKind::Protocol | ErrorKind::Corrupt | ErrorKind::Limit | ErrorKind::Io => {
+            Errno::EIO
+        }
     }
 }
 

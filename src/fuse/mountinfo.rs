@@ -21,10 +21,7 @@ pub fn at(path: &Path) -> io::Result<Option<Entry>> {
 }
 
 fn topmost(table: &[u8], path: &Path) -> Option<Entry> {
-    table
-        .split(|&byte| byte == b'\n')
-        .filter_map(parse)
-        .rfind(|entry| entry.path == path)
+    table.split(|&byte| byte == b'\n').filter_map(parse).rfind(|entry| entry.path == path)
 }
 
 /// `36 35 0:45 / /mnt/a\040b rw,nosuid shared:1 - fuse.eo-mount source rw,user_id=0`: any number of optional
@@ -92,10 +89,7 @@ mod tests {
     #[test]
     fn the_last_of_stacked_mounts_is_seen() {
         let entry = topmost(TABLE, Path::new("/mnt/x")).expect("an entry");
-        assert_eq!(
-            (entry.device.as_str(), entry.fs_type.as_str()),
-            ("0:43", "tmpfs")
-        );
+        assert_eq!((entry.device.as_str(), entry.fs_type.as_str()), ("0:43", "tmpfs"));
         assert_eq!(topmost(TABLE, Path::new("/mnt")), None);
     }
 

@@ -31,12 +31,8 @@ impl Mountpoint {
             })
             .map_err(|error| unusable(path, &error))?;
         if !nonempty && entries.take(1).count() > 0 {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                path.display(),
-                "the mount point is not empty",
-            )
-            .hint("choose an empty directory, or hide what is in it with --nonempty"));
+            return Err(Error::new(ErrorKind::Usage, path.display(), "the mount point is not empty")
+                .hint("choose an empty directory, or hide what is in it with --nonempty"));
         }
         // fusermount3 asks the same of everyone but root.
         if !rustix::process::geteuid().is_root() {
@@ -69,8 +65,8 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
 fn clear(path: &Path, resolved: &Path) -> Result<()> {
     // Several can lie on each other; more than a few means that detaching does not work.
     for _ in 0..8 {
-        let table = mountinfo::at(resolved)
-            .map_err(|error| Error::new(ErrorKind::Io, "/proc/self/mountinfo", &error))?;
+        let table =
+            mountinfo::at(resolved).map_err(|error| Error::new(ErrorKind::Io, "/proc/self/mountinfo", &error))?;
         let Some(entry) = table.filter(|entry| entry.fs_type.starts_with("fuse")) else {
             return Ok(());
         };
@@ -78,21 +74,14 @@ fn clear(path: &Path, resolved: &Path) -> Result<()> {
         let dead = matches!(rustix::fs::statfs(resolved), Err(error) if is_dead(&error.into()));
         let unmount = format!("fusermount3 -u {}", path.display());
         if !dead {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                path.display(),
-                format!("already mounted: {}", entry.source),
-            )
-            .hint(format!("unmount it first: {unmount}")));
+            return Err(Error::new(ErrorKind::Usage, path.display(), format!("already mounted: {}", entry.source))
+                .hint(format!("unmount it first: {unmount}")));
         }
         if entry.fs_type != FS_TYPE {
             return Err(Error::new(
                 ErrorKind::Usage,
                 path.display(),
-                format!(
-                    "a dead {} mount is there, of {}",
-                    entry.fs_type, entry.source
-                ),
+                format!("a dead {} mount is there, of {}", entry.fs_type, entry.source),
             )
             .hint(format!("clear it first: {unmount}")));
         }
@@ -104,25 +93,14 @@ fn clear(path: &Path, resolved: &Path) -> Result<()> {
             )
             .hint(format!("as the user who mounted it, or as root: {unmount}"))
         })?;
-        tracing::info!(
-            "{}: cleared a dead mount of {}",
-            path.display(),
-            entry.source
-        );
+        tracing::info!("{}: cleared a dead mount of {}", path.display(), entry.source);
     }
-    Err(Error::new(
-        ErrorKind::Io,
-        path.display(),
-        "too many dead mounts on each other",
-    ))
+    Err(Error::new(ErrorKind::Io, path.display(), "too many dead mounts on each other"))
 }
 
 /// What a FUSE mount says when its process is gone.
 fn is_dead(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::NOTCONN | Errno::CONNABORTED)
-    )
+    matches!(Errno::from_io_error(error), Some(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Error {
@@ -156,9 +134,7 @@ mod tests {
     use super::*;
 
     fn line(path: &Path, nonempty: bool) -> String {
-        Mountpoint::check(path, nonempty)
-            .expect_err("refused")
-            .to_string()
+        Mountpoint::check(path, nonempty).expect_err("refused").to_string()
     }
 
     #[test]
@@ -167,10 +143,7 @@ mod tests {
         let missing = folder.path().join("a/b");
         assert_eq!(
             line(&missing, false),
-            format!(
-                "{0}: the mount point does not exist (mkdir -p {0})",
-                missing.display()
-            )
+            format!("{0}: the mount point does not exist (mkdir -p {0})", missing.display())
         );
     }
 
@@ -196,9 +169,6 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("real", &link).expect("linked");
         let checked = Mountpoint::check(&link, false).expect("allowed");
-        assert_eq!(
-            checked.path(),
-            folder.path().canonicalize().expect("resolved").join("real")
-        );
+        assert_eq!(checked.path(), folder.path().canonicalize().expect("resolved").join("real"));
     }
 }

@@ -43,40 +43,24 @@ pub struct Session {
 
 impl Session {
     /// Mounts and starts to serve. Blocks for some milliseconds.
-    pub fn start(
-        mount: Arc<Mount>,
-        mountpoint: &Mountpoint,
-        settings: &Settings,
-        runtime: Handle,
-    ) -> Result<Self> {
+    pub fn start(mount: Arc<Mount>, mountpoint: &Mountpoint, settings: &Settings, runtime: Handle) -> Result<Self> {
         let path = mountpoint.path().to_path_buf();
-        let connection =
-            attach::attach(&path, &option_value(&settings.source), settings.allow_other)?;
+        let connection = attach::attach(&path, &option_value(&settings.source), settings.allow_other)?;
         let (end, ended) = oneshot::channel();
-        let session = Self {
-            device: mounted_device(&path),
-            path,
-            ended,
-        };
+        let session = Self { device: mounted_device(&path), path, ended };
         let serving = || {
             let mut config = Config::default();
             config.n_threads = Some(THREADS);
             let adapter = Adapter::new(mount, Bridge::new(runtime));
             // Who may use the mount is the kernel's business (fs/fuse/dir.c, fuse_allow_current_process).
             let served = fuser::Session::from_fd(adapter, connection, SessionACL::All, config)?;
-            thread::Builder::new()
-                .name("fuse".to_owned())
-                .spawn(move || {
-                    let _ = end.send(served.run());
-                })
+            thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+                let _ = end.send(served.run());
+            })
         };
         serving().map_err(|error| {
             let _ = session.detach(How::Lazily);
-            Error::new(
-                ErrorKind::Io,
-                session.path.display(),
-                format!("the kernel does not take the mount: {error}"),
-            )
+            Error::new(ErrorKind::Io, session.path.display(), format!("the kernel does not take the mount: {error}"))
         })?;
         Ok(session)
     }
@@ -116,12 +100,8 @@ impl Session {
             }
         }
         if let Err(cause) = result {
-            return Err(Error::new(
-                ErrorKind::Io,
-                self.path.display(),
-                format!("cannot unmount: {cause}"),
-            )
-            .hint(format!("fusermount3 -uz {}", self.path.display())));
+            return Err(Error::new(ErrorKind::Io, self.path.display(), format!("cannot unmount: {cause}"))
+                .hint(format!("fusermount3 -uz {}", self.path.display())));
         }
         match tokio::time::timeout(LAST_REQUESTS, self.ended()).await {
             Ok(end) => end,
@@ -133,25 +113,16 @@ impl Session {
     }
 
     /// Nothing when it is not mounted any more.
-    fn unmounting(
-        &self,
-        how: How,
-    ) -> Option<tokio::task::JoinHandle<std::result::Result<(), String>>> {
+    fn unmounting(&self, how: How) -> Option<tokio::task::JoinHandle<std::result::Result<(), String>>> {
         if !self.is_mounted() {
             return None;
         }
         let path = self.path.clone();
-        Some(tokio::task::spawn_blocking(move || {
-            attach::detach(&path, how)
-        }))
+        Some(tokio::task::spawn_blocking(move || attach::detach(&path, how)))
     }
 
     fn detach(&self, how: How) -> std::result::Result<(), String> {
-        if self.is_mounted() {
-            attach::detach(&self.path, how)
-        } else {
-            Ok(())
-        }
+        if self.is_mounted() { attach::detach(&self.path, how) } else { Ok(()) }
     }
 
     /// What lies at the path now may be another mount, which is not ours to unmount.
@@ -166,15 +137,7 @@ fn mounted_device(path: &Path) -> Option<String> {
 
 /// The text as it can stand in a list of mount options: fusermount3 takes commas and backslashes for its own.
 fn option_value(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c == ',' || c == '\\' || c.is_control() {
-                '_'
-            } else {
-                c
-            }
-        })
-        .collect()
+    text.chars().map(|c| if c == ',' || c == '\\' || c.is_control() { '_' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -183,13 +146,7 @@ mod tests {
 
     #[test]
     fn a_reference_cannot_add_mount_options() {
-        assert_eq!(
-            option_value("oci:/a,suid,dev\\,x\n:t"),
-            "oci:/a_suid_dev__x_:t"
-        );
-        assert_eq!(
-            option_value("localhost:5000/pastis-2433:sample"),
-            "localhost:5000/pastis-2433:sample"
-        );
+        assert_eq!(option_value("oci:/a,suid,dev\\,x\n:t"), "oci:/a_suid_dev__x_:t");
+        assert_eq!(option_value("localhost:5000/pastis-2433:sample"), "localhost:5000/pastis-2433:sample");
     }
 }

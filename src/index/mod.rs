@@ -1,2 +1,28 @@
-//! Tar indexing without IO, clock or threads: bytes in, members out, and the index that they make.
-//! Called by `mount`; may use `error` only.
+//! What a tar layer holds: a scanner that is given bytes and says which it needs next, and the tree made of its members.
+//! Called by `mount` and `cli`; uses nothing but `error`: no IO, no clock, no threads.
+//! What an archive means is what GNU tar 1.34 extracts from it (`tar -x`), placed safely; `docs` of each item say where we differ.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+mod build;
+mod error;
+mod layer;
+mod limits;
+mod member;
+mod number;
+mod path;
+mod pax;
+mod scan;
+mod sparse;
+#[cfg(test)]
+mod tests;
+
+pub use build::LayerIndexBuilder;
+pub use error::ScanError;
+pub use layer::{Dirent, Entry, EntryId, LayerIndex, Segment, Segments};
+pub use limits::Limits;
+pub use member::{Kind, Member, MemberKind, Mtime, SparseExtent};
+pub use path::parts;
+pub use scan::{BLOCK, Scanner, Step, TAIL};

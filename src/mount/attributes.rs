@@ -75,11 +75,8 @@ impl Mount {
         }
         let ino = Ino::of(Place::Entry { layer, entry: id });
         let entry = index.entry(id).ok_or_else(|| unknown(ino))?;
-        let (uid, gid) = if self.options.preserve_owner {
-            (entry.uid, entry.gid)
-        } else {
-            (self.options.uid, self.options.gid)
-        };
+        let (uid, gid) =
+            if self.options.preserve_owner { (entry.uid, entry.gid) } else { (self.options.uid, self.options.gid) };
         Ok(Attributes {
             ino,
             kind: entry.kind,

@@ -19,7 +19,7 @@ pub async fn index_blob(source: &dyn BlobSource, blob: &Descriptor, limits: Limi
     let mut scanner = Scanner::new(blob.size, limits.clone());
     let mut builder = LayerIndexBuilder::new(limits);
     let mut window = Window { at: 0, bytes: Bytes::new(), length: SMALLEST };
-    let in_layer = |error: crate::index::ScanError| error.of(blob.digest.as_str());
+    let in_layer = |error: crate::index::ScanError| error.on(&blob.digest);
     loop {
         match scanner.step(window.at, &window.bytes).map_err(in_layer)? {
             Step::Need(range) => window.fetch(source, blob, range).await?,
@@ -57,7 +57,8 @@ impl Window {
             self.bytes = bytes.freeze();
         } else {
             self.length = SMALLEST;
-            self.bytes = read(source, blob, needed.start..needed.end.max(needed.start.saturating_add(SMALLEST))).await?;
+            self.bytes =
+                read(source, blob, needed.start..needed.end.max(needed.start.saturating_add(SMALLEST))).await?;
         }
         self.at = needed.start;
         Ok(())

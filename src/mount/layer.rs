@@ -85,7 +85,10 @@ impl Layer {
             }
             result
         });
-        finished.map(|result| result.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, "layer", panic)))).boxed().shared()
+        finished
+            .map(|result| result.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, "layer", panic))))
+            .boxed()
+            .shared()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,8 +102,12 @@ async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Contents> {
         None => (layer.clone(), Arc::clone(&sources.headers), Arc::clone(&sources.data)),
         Some(compression) => {
             let folder = sources.folder.clone().ok_or_else(|| {
-                Error::new(ErrorKind::Unsupported, &layer.digest, "a compressed layer needs a cache folder to be unpacked in")
-                    .hint("give a writable one with --cache-dir")
+                Error::new(
+                    ErrorKind::Unsupported,
+                    &layer.digest,
+                    "a compressed layer needs a cache folder to be unpacked in",
+                )
+                .hint("give a writable one with --cache-dir")
             })?;
             let unpacked = unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?;
             let blob = Descriptor { size: unpacked.size, ..layer.clone() };

@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
-use crate::oci::{Descriptor, Digest};
+use crate::oci::Digest;
 use crate::registry::Traffic;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
@@ -149,7 +149,7 @@ impl Mount {
                     return Ok(());
                 }
                 for child in index.children(entry) {
-                    if !show(index.name(child), self.entry_attributes(layer, index, child.entry)?) {
+                    if !show(index.name_of(child), self.entry_attributes(layer, index, child.entry())?) {
                         return Ok(());
                     }
                 }
@@ -221,17 +221,13 @@ impl Mount {
 impl Contents {
     /// `range` of a file, cut at its end; holes are zeros.
     async fn read(&self, file: EntryId, range: std::ops::Range<u64>) -> Result<Bytes> {
-        let mut segments = self.index.segments(file, range);
-        let first = segments.next();
-        let mut rest = segments.peekable();
+        let segments: Vec<Segment> = self.index.segments(file, range).collect();
         // Nearly always: one piece, given out without a copy.
-        match (first, rest.peek()) {
-            (None, _) => return Ok(Bytes::new()),
-            (Some(Segment::Data(range)), None) => return self.source.read(&self.blob, range).await,
-            _ => {}
+        if let [Segment::Data(range)] = segments.as_slice() {
+            return self.source.read(&self.blob, range.clone()).await;
         }
         let mut bytes = BytesMut::new();
-        for segment in first.into_iter().chain(rest) {
+        for segment in segments {
             match segment {
                 Segment::Data(range) => bytes.extend_from_slice(&self.source.read(&self.blob, range).await?),
                 Segment::Hole(length) => bytes.resize(bytes.len().saturating_add(length as usize), 0),

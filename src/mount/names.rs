@@ -113,10 +113,13 @@ fn without_clashes(
     warnings: &mut Vec<String>,
 ) -> Vec<Option<Parts>> {
     let mut seen = HashSet::new();
-    let twice: Vec<bool> = layers.iter().zip(&names).map(|((layer, _), name)| !seen.insert((&layer.digest, name.clone()))).collect();
+    let twice: Vec<bool> =
+        layers.iter().zip(&names).map(|((layer, _), name)| !seen.insert((&layer.digest, name.clone()))).collect();
     let clashing = clashes(&names, &twice);
     for &number in &clashing {
-        if let (Some(name), Some((layer, _))) = (names.get_mut(number).and_then(|name| name.last_mut()), layers.get(number)) {
+        if let (Some(name), Some((layer, _))) =
+            (names.get_mut(number).and_then(|name| name.last_mut()), layers.get(number))
+        {
             warnings.push(format!("layer {}: {name:?} names more than one entry", layer.digest));
             let ending = format!("-{}", layer.digest.short());
             let keep = (0..=LONGEST_NAME - ending.len()).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
@@ -138,7 +141,8 @@ fn clashes(names: &[Parts], twice: &[bool]) -> Vec<usize> {
         *count.entry(name).or_default() += 1;
         directories.extend((1..name.len()).filter_map(|length| name.get(..length)));
     }
-    let clashes = |name: &Parts| count.get(name.as_slice()).is_some_and(|&n| n > 1) || directories.contains(name.as_slice());
+    let clashes =
+        |name: &Parts| count.get(name.as_slice()).is_some_and(|&n| n > 1) || directories.contains(name.as_slice());
     (0..names.len()).filter(|&n| !twice[n] && clashes(&names[n])).collect()
 }
 
@@ -168,7 +172,10 @@ mod tests {
 
     #[test]
     fn titles_lose_their_ending_and_shared_directories() {
-        assert_eq!(paths(&[tar("10000.tar"), tar("10001.tar.gz"), tar("a.tgz"), tar("b.tar.zst")]), ["10000", "10001", "a", "b"]);
+        assert_eq!(
+            paths(&[tar("10000.tar"), tar("10001.tar.gz"), tar("a.tgz"), tar("b.tar.zst")]),
+            ["10000", "10001", "a", "b"]
+        );
         assert_eq!(paths(&[tar("sample/10000.tar"), tar("sample/10001.tar")]), ["10000", "10001"]);
         assert_eq!(paths(&[tar("x/a/1.tar"), tar("x/b/1.tar")]), ["a/1", "b/1"]);
         assert_eq!(paths(&[tar("only/one.tar")]), ["one"]);

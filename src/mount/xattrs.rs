@@ -51,7 +51,10 @@ impl Mount {
             }
         };
         xattrs.retain(|(name, value)| {
-            name.starts_with(b"user.") && name.len() <= LONGEST_NAME && !name.contains(&0) && value.len() <= LONGEST_VALUE
+            name.starts_with(b"user.")
+                && name.len() <= LONGEST_NAME
+                && !name.contains(&0)
+                && value.len() <= LONGEST_VALUE
         });
         Ok(xattrs)
     }

@@ -1,0 +1,365 @@
+//! The index of an archive is what GNU tar extracts from it: archives by GNU tar, bsdtar and Python's tarfile, each in each of
+//! its formats, are compared with `tar -x` name by name and byte by byte.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use eo_mount::index::{EntryId, Kind, LayerIndex, LayerIndexBuilder, Limits, ScanError, Scanner, Segment, Step};
+use tempfile::TempDir;
+
+#[test]
+fn gnu_tar_in_each_format() {
+    for format in ["v7", "ustar", "oldgnu", "gnu", "posix"] {
+        let names = if matches!(format, "v7" | "ustar") { Names::Short } else { Names::Long };
+        let tree = tree(names);
+        compare(&archive(&tree, "tar", &["--format", format]), &[]);
+    }
+}
+
+#[test]
+fn gnu_tar_sparse_in_each_version() {
+    let tree = tree(Names::Long);
+    for format in ["oldgnu", "gnu"] {
+        compare(&archive(&tree, "tar", &["--format", format, "--sparse"]), &[]);
+    }
+    for version in ["0.0", "0.1", "1.0"] {
+        let options = ["--format=posix", "--sparse", "--sparse-version", version];
+        let compared = compare(&archive(&tree, "tar", &options), &[]);
+        let holes = compared.lookup(LayerIndex::ROOT, b"many holes").expect("the sparse file");
+        let entry = compared.entry(holes).expect("its entry");
+        assert!(entry.allocated < entry.size / 4, "{entry:?}");
+    }
+}
+
+#[test]
+fn gnu_tar_posix_with_extended_attributes() {
+    let tree = tree(Names::Long);
+    let file = tree.path().join("plain");
+    let set = Command::new("python3")
+        .args(["-c", "import os,sys; os.setxattr(sys.argv[1], 'user.eo=test%', b'a\\0b\\n')"])
+        .arg(&file)
+        .status();
+    assert!(set.expect("python3: apt-get install python3").success());
+    let index = compare(&archive(&tree, "tar", &["--format=posix", "--xattrs"]), &["--xattrs"]);
+    let file = index.lookup(LayerIndex::ROOT, b"plain").expect("the file");
+    let xattrs: Vec<_> = index.xattrs(file).collect();
+    assert_eq!(xattrs, [(&b"user.eo=test%"[..], &b"a\0b\n"[..])]);
+}
+
+#[test]
+fn gnu_tar_with_the_names_as_given() {
+    let tree = tree(Names::Long);
+    let root = tree.path().to_str().expect("a temporary folder of plain letters").to_owned();
+    let archive_of = |names: &[&str]| {
+        let path = tree.path().with_extension("tar");
+        run(Command::new("tar").arg("-cPf").arg(&path).args(names).current_dir(tree.path()));
+        path
+    };
+    compare(&archive_of(&[&root]), &[]);
+    compare(&archive_of(&["./plain", ".//deep/..//deep", "../"]), &[]);
+}
+
+#[test]
+fn bsdtar_in_each_format() {
+    for format in ["v7", "ustar", "gnutar", "pax", "restricted"] {
+        let names = if matches!(format, "v7" | "ustar") { Names::Short } else { Names::Long };
+        let tree = tree(names);
+        let path = tree.path().with_extension("tar");
+        let made = Command::new("bsdtar")
+            .args(["--format", format, "-cf"])
+            .arg(&path)
+            .arg("-C")
+            .arg(tree.path())
+            .arg(".")
+            .output()
+            .expect("bsdtar: apt-get install libarchive-tools");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        compare(&path, &[]);
+    }
+}
+
+#[test]
+fn python_tarfile_in_each_format() {
+    for format in ["USTAR", "GNU", "PAX"] {
+        let names = if format == "USTAR" { Names::Short } else { Names::Long };
+        let tree = tree(names);
+        let path = tree.path().with_extension("tar");
+        let script = format!(
+            "import sys, tarfile\n\
+             with tarfile.open(sys.argv[1], 'w', format=tarfile.{format}_FORMAT, errors='surrogateescape') as t:\n    t.add(sys.argv[2], '.')"
+        );
+        let made = Command::new("python3").arg("-c").arg(script).arg(&path).arg(tree.path()).output();
+        let made = made.expect("python3: apt-get install python3");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        compare(&path, &[]);
+    }
+}
+
+#[test]
+fn appended_and_joined_archives() {
+    let tree = tree(Names::Short);
+    let path = archive(&tree, "tar", &["--format=gnu"]);
+    fs::write(tree.path().join("plain"), "another content").expect("write");
+    run(Command::new("tar").arg("-rf").arg(&path).arg("-C").arg(tree.path()).arg("./plain"));
+    let whole = compare(&path, &[]);
+    assert_eq!(content(&whole, &path, whole.lookup(LayerIndex::ROOT, b"plain").expect("the file")), b"another content");
+
+    let mut joined = fs::read(&path).expect("read");
+    joined.extend_from_within(..);
+    let joined_path = tree.path().with_extension("joined.tar");
+    fs::write(&joined_path, joined).expect("write");
+    let (joined, trailing) = scan(&joined_path).expect("an index");
+    assert!(trailing);
+    assert_eq!(joined.len(), whole.len());
+    compare(&joined_path, &[]);
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Names {
+    /// What v7 and ustar can hold.
+    Short,
+    Long,
+}
+
+/// Some of everything that an unprivileged user can make.
+fn tree(names: Names) -> TempDir {
+    let tree = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| tree.path().join(name);
+    fs::write(at("plain"), "hello").expect("write");
+    fs::write(at("empty"), "").expect("write");
+    fs::write(at("block"), vec![7; 512]).expect("write");
+    fs::write(at("block and one"), vec![8; 513]).expect("write");
+    fs::write(at("large"), (0..300_000u32).map(|n| n as u8).collect::<Vec<_>>()).expect("write");
+    fs::create_dir_all(at("deep/er/still")).expect("mkdir");
+    fs::write(at("deep/er/still/file"), "below").expect("write");
+    fs::create_dir(at("no entries")).expect("mkdir");
+    fs::write(tree.path().join(OsStr::from_bytes(b"not utf-8 \xff\xfe\n")), "bytes").expect("write");
+    symlink("deep/er", at("link")).expect("symlink");
+    symlink("/not/here", at("dangling")).expect("symlink");
+    fs::hard_link(at("plain"), at("second name")).expect("link");
+    fs::hard_link(at("plain"), at("deep/third name")).expect("link");
+    run(Command::new("mkfifo").arg(at("fifo")));
+    if names == Names::Long {
+        let part = "n".repeat(120);
+        let below = at(&part).join(&part).join("x".repeat(255));
+        fs::create_dir_all(below.parent().expect("a folder")).expect("mkdir");
+        fs::write(&below, "far below").expect("write");
+        fs::hard_link(&below, at("to far below")).expect("link");
+        symlink("t".repeat(300), at("long target")).expect("symlink");
+    }
+    let sparse = File::create(at("many holes")).expect("create");
+    sparse.set_len(64 << 20).expect("set_len");
+    for n in 0..60u64 {
+        sparse.write_all_at(&[n as u8 + 1; 5000], n * (1 << 20) + 4096).expect("write");
+    }
+    let one_hole = File::create(at("hole at end")).expect("create");
+    one_hole.write_all_at(&[1; 4096], 0).expect("write");
+    one_hole.set_len(1_000_001).expect("set_len");
+    let all_hole = File::create(at("all hole")).expect("create");
+    all_hole.set_len(1 << 20).expect("set_len");
+    let data_at_end = File::create(at("data at end")).expect("create");
+    data_at_end.write_all_at(b"end", (1 << 20) + 17).expect("write");
+
+    fs::set_permissions(at("empty"), fs::Permissions::from_mode(0o4751)).expect("chmod");
+    fs::set_permissions(at("no entries"), fs::Permissions::from_mode(0o1700)).expect("chmod");
+    for (name, date) in [("plain", "@1234567890.123456789"), ("large", "@1"), ("deep/er", "@1600000000.5")] {
+        run(Command::new("touch").arg("-d").arg(date).arg(at(name)));
+    }
+    if names == Names::Long {
+        run(Command::new("touch").arg("-d").arg("1912-06-23 12:00:00.25").arg(at("block")));
+        run(Command::new("touch").arg("-d").arg("2345-06-23 12:00:00.25").arg(at("deep")));
+    }
+    tree
+}
+
+fn archive(tree: &TempDir, program: &str, options: &[&str]) -> PathBuf {
+    let path = tree.path().with_extension("tar");
+    run(Command::new(program).args(options).arg("-cf").arg(&path).arg("-C").arg(tree.path()).arg("."));
+    path
+}
+
+fn run(command: &mut Command) {
+    let shown = format!("{command:?}");
+    let output = command
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap_or_else(|error| panic!("{shown}: {error}; apt-get install tar coreutils"));
+    assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Reads what the scanner asks for, and no byte more.
+fn scan(path: &Path) -> Result<(LayerIndex, bool), ScanError> {
+    let file = File::open(path).expect("open");
+    let mut scanner = Scanner::new(file.metadata().expect("stat").len(), Limits::default());
+    let mut builder = LayerIndexBuilder::new(Limits::default());
+    let (mut at, mut window) = (0, Vec::new());
+    loop {
+        match scanner.step(at, &window)? {
+            Step::Need(range) => {
+                at = range.start;
+                window = vec![0; (range.end - range.start) as usize];
+                file.read_exact_at(&mut window, at).expect("read");
+            }
+            Step::Member(member) => builder.push(member)?,
+            Step::End { trailing } => return Ok((builder.finish(), trailing)),
+        }
+    }
+}
+
+fn content(index: &LayerIndex, path: &Path, id: EntryId) -> Vec<u8> {
+    let file = File::open(path).expect("open");
+    let mut content = Vec::new();
+    for segment in index.segments(id, 0..u64::MAX) {
+        match segment {
+            Segment::Hole(length) => content.resize(content.len() + length as usize, 0),
+            Segment::Data(range) => {
+                let start = content.len();
+                content.resize(start + (range.end - range.start) as usize, 0);
+                file.read_exact_at(&mut content[start..], range.start).expect("read");
+            }
+        }
+    }
+    content
+}
+
+/// What there is to compare of a name.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    kind: Kind,
+    mode: u32,
+    size: u64,
+    mtime: (i64, u32),
+    link: Vec<u8>,
+    nlink: u32,
+    /// The first name of the same inode.
+    same_as: Vec<u8>,
+    content: Vec<u8>,
+}
+
+fn compare(archive: &Path, options: &[&str]) -> LayerIndex {
+    let (index, _) = scan(archive).unwrap_or_else(|error| panic!("{}: {error}", archive.display()));
+    let extracted = tempfile::tempdir().expect("a temporary folder");
+    let tar = Command::new("tar").args(options).arg("-xpf").arg(archive).arg("-C").arg(extracted.path()).output();
+    let tar = tar.expect("tar: apt-get install tar");
+    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+
+    let (mut expected, mut first_names) = (BTreeMap::new(), HashMap::new());
+    walk_folder(extracted.path(), b"", &mut first_names, &mut expected);
+    let (mut found, mut first_names) = (BTreeMap::new(), HashMap::new());
+    walk_index(&index, LayerIndex::ROOT, b"", archive, &mut first_names, &mut found);
+    let names = |seen: &BTreeMap<Vec<u8>, Seen>| {
+        seen.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&found), names(&expected));
+    for (name, expected) in &expected {
+        let found = &found[name];
+        let shown = String::from_utf8_lossy(name);
+        assert!(found.content == expected.content, "{shown}: another content");
+        assert_eq!(brief(found), brief(expected), "{shown}");
+    }
+    assert_eq!(index.warnings(), [""; 0]);
+    index
+}
+
+type Brief<'a> = (Kind, u32, u64, (i64, u32), &'a [u8], u32, &'a [u8]);
+
+fn brief(seen: &Seen) -> Brief<'_> {
+    (seen.kind, seen.mode, seen.size, seen.mtime, &seen.link, seen.nlink, &seen.same_as)
+}
+
+fn walk_folder(
+    folder: &Path,
+    above: &[u8],
+    first_names: &mut HashMap<u64, Vec<u8>>,
+    seen: &mut BTreeMap<Vec<u8>, Seen>,
+) {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).expect("read_dir").map(|entry| entry.expect("entry").file_name()).collect();
+    names.sort();
+    for name in names {
+        let path = folder.join(&name);
+        let stat = fs::symlink_metadata(&path).expect("stat");
+        let full = [above, b"/", name.as_bytes()].concat();
+        let kind = match stat.file_type() {
+            kind if kind.is_dir() => Kind::Directory,
+            kind if kind.is_symlink() => Kind::Symlink,
+            kind if kind.is_fifo() => Kind::Fifo,
+            kind if kind.is_char_device() => Kind::CharDevice,
+            kind if kind.is_block_device() => Kind::BlockDevice,
+            _ => Kind::File,
+        };
+        let is_link = kind == Kind::Symlink;
+        seen.insert(
+            full.clone(),
+            Seen {
+                kind,
+                mode: if is_link { 0 } else { stat.mode() & 0o7777 },
+                size: if kind == Kind::Directory { 0 } else { stat.size() },
+                mtime: (stat.mtime(), stat.mtime_nsec() as u32),
+                link: if is_link {
+                    fs::read_link(&path).expect("readlink").as_os_str().as_bytes().to_vec()
+                } else {
+                    Vec::new()
+                },
+                nlink: stat.nlink() as u32,
+                same_as: first_names.entry(stat.ino()).or_insert_with(|| full.clone()).clone(),
+                content: if kind == Kind::File { fs::read(&path).expect("read") } else { Vec::new() },
+            },
+        );
+        if kind == Kind::Directory {
+            walk_folder(&path, &full, first_names, seen);
+        }
+    }
+}
+
+fn walk_index(
+    index: &LayerIndex,
+    directory: EntryId,
+    above: &[u8],
+    archive: &Path,
+    first_names: &mut HashMap<EntryId, Vec<u8>>,
+    seen: &mut BTreeMap<Vec<u8>, Seen>,
+) {
+    for child in index.children(directory) {
+        let name = index.name_of(child);
+        let id = child.entry();
+        assert_eq!(index.lookup(directory, name), Some(id));
+        let entry = index.entry(id).expect("an entry");
+        let full = [above, b"/", name].concat();
+        let is_link = entry.kind == Kind::Symlink;
+        seen.insert(
+            full.clone(),
+            Seen {
+                kind: entry.kind,
+                mode: if is_link { 0 } else { u32::from(entry.mode) },
+                size: entry.size,
+                mtime: (entry.mtime.secs, entry.mtime.nanos),
+                link: index.link_target(id).to_vec(),
+                nlink: entry.nlink,
+                same_as: first_names.entry(id).or_insert_with(|| full.clone()).clone(),
+                content: content(index, archive, id),
+            },
+        );
+        if entry.kind == Kind::Directory {
+            assert_eq!(index.parent(id), directory);
+            walk_index(index, id, &full, archive, first_names, seen);
+        }
+    }
+}
+
+#[test]
+fn damaged_archives_fail_where_they_are_damaged() {
+    let tree = tree(Names::Short);
+    let path = archive(&tree, "tar", &["--format=gnu"]);
+    let whole = fs::read(&path).expect("read");
+    let cut = tree.path().with_extension("cut.tar");
+    File::create(&cut).expect("create").write_all(&whole[..whole.len() / 2 + 100]).expect("write");
+    let error = scan(&cut).expect_err("a truncated archive");
+    assert!(matches!(error, ScanError::Truncated { .. }), "{error}");
+}
