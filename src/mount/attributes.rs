@@ -96,7 +96,8 @@ impl Mount {
             ino: Ino::of(place),
             kind: Kind::Directory,
             mode: 0o555,
-            nlink: 2,
+            // The number of directories inside is not known before the layer is indexed; 1 says so (btrfs does the same).
+            nlink: 1,
             uid: self.options.uid,
             gid: self.options.gid,
             rdev: 0,
