@@ -8,12 +8,14 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::fs::FileType;
+use rustix::io::FdFlags;
 use tokio::io::AsyncReadExt;
 
 use super::failure::Failure;
@@ -28,19 +30,37 @@ pub const FLAG: &str = "in-background";
 /// When the user interrupts this, the child sees the stream end and goes too.
 pub fn run_again() -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::system("starting the background process", error);
+    keep_from_child().map_err(failed)?;
     let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
-    let mut arguments = std::env::args_os();
+    let mut arguments = super::main_form(std::env::args_os());
     let mut child = Command::new(program())
         .arg0(arguments.next().as_deref().unwrap_or(OsStr::new("eo-mount")))
         .arg(format!("--{FLAG}"))
         .args(arguments)
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(failed)?;
     if ours.read_exact(&mut [0]).is_ok() {
         return Ok(());
     }
     Err(ended_early(child.wait().map_err(failed)?))
+}
+
+/// What this process was given beyond the three standard streams, a lock or the end of a pipe, is not to stay open as
+/// long as the mount.
+fn keep_from_child() -> io::Result<()> {
+    let descriptors: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&descriptor| descriptor > 2)
+        .collect();
+    for descriptor in descriptors {
+        #[allow(unsafe_code, reason = "inherited descriptors have no owner to borrow from")]
+        // SAFETY: the number is used for one call, which fails if it is not open; nothing is closed.
+        let inherited = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        // The one that listed the folder is closed already.
+        let _ = rustix::io::fcntl_setfd(inherited, FdFlags::CLOEXEC);
+    }
+    Ok(())
 }
 
 /// The file that runs now; after an upgrade replaced it, by the one name that it still has.

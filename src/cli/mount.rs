@@ -15,7 +15,7 @@ use super::background::{self, Parent};
 use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
-use crate::fuse::{Mountpoint, Session, Settings};
+use crate::fuse::{self, Mountpoint, Session, Settings};
 use crate::mount::{Mount, Options};
 
 const EXAMPLES: &str = "\
@@ -28,9 +28,8 @@ Examples:
 Each option can be set by a variable too: --cache-dir is EO_MOUNT_CACHE_DIR.
 Exit codes: 1 the artifact or its registry, 2 usage, 3 the mount itself.";
 
-/// Mount an Earth-observation dataset from an OCI registry as a local folder
-///
-/// Returns when the mount answers and goes on in the background. Only the bytes that are read are downloaded.
+/// Mount an Earth-observation dataset from an OCI registry as a local folder.
+/// Returns when the mount answers and goes on in the background; only the bytes that are read are downloaded.
 #[derive(Debug, Parser)]
 #[command(name = "eo-mount", version, after_help = EXAMPLES)]
 pub struct Command {
@@ -196,7 +195,11 @@ impl Command {
     /// Everything that can fail before there is a mount.
     async fn prepare(&self) -> Result<(Mountpoint, Mount), Failure> {
         let (path, nonempty) = (self.mountpoint.clone(), self.nonempty);
-        let mountpoint = tokio::task::spawn_blocking(move || Mountpoint::check(&path, nonempty))
+        let checking = move || {
+            fuse::available()?;
+            Mountpoint::check(&path, nonempty)
+        };
+        let mountpoint = tokio::task::spawn_blocking(checking)
             .await
             .map_err(|error| Failure::system("checking the mount point", error))?
             .map_err(|error| Failure::mount(&error))?;

@@ -41,6 +41,11 @@ pub fn attach(path: &Path, source: &str, allow_other: bool) -> Result<OwnedFd> {
     }
 }
 
+/// Whether there is any point in resolving a reference: says why this system cannot mount.
+pub fn available() -> Result<()> {
+    open_device().map(drop)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
     /// Fails while files are open there.

@@ -9,6 +9,7 @@ mod mountinfo;
 mod mountpoint;
 mod session;
 
+pub use attach::available;
 pub use mountpoint::Mountpoint;
 pub use session::{Session, Settings};
 

@@ -72,7 +72,7 @@ fn clear(path: &Path, resolved: &Path) -> Result<()> {
         };
         // Not `stat`: the kernel answers that for a dead mount from what it remembers. `statfs` always asks.
         let dead = matches!(rustix::fs::statfs(resolved), Err(error) if is_dead(&error.into()));
-        let unmount = format!("fusermount3 -u {}", path.display());
+        let unmount = format!("fusermount3 -u {}", quoted(path));
         if !dead {
             return Err(Error::new(ErrorKind::Usage, path.display(), format!("already mounted: {}", entry.source))
                 .hint(format!("unmount it first: {unmount}")));
@@ -108,7 +108,7 @@ fn unusable(path: &Path, error: &io::Error) -> Error {
         Some(Errno::NOENT) => (
             ErrorKind::NotFound,
             "the mount point does not exist".to_owned(),
-            Some(format!("mkdir -p {}", path.display())),
+            Some(format!("mkdir -p {}", quoted(path))),
         ),
         Some(Errno::NOTDIR) => (
             ErrorKind::Usage,
@@ -129,6 +129,13 @@ fn unusable(path: &Path, error: &io::Error) -> Error {
     }
 }
 
+/// As it can be pasted into a shell.
+pub(super) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@,=".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +152,13 @@ mod tests {
             line(&missing, false),
             format!("{0}: the mount point does not exist (mkdir -p {0})", missing.display())
         );
+    }
+
+    #[test]
+    fn commands_in_hints_can_be_pasted() {
+        assert_eq!(quoted(Path::new("/mnt/pastis-2433")), "/mnt/pastis-2433");
+        assert_eq!(quoted(Path::new("/mnt/my data")), "'/mnt/my data'");
+        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
     }
 
     #[test]

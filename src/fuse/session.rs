@@ -14,11 +14,12 @@ use super::adapter::Adapter;
 use super::attach::{self, How};
 use super::bridge::Bridge;
 use super::mountinfo;
-use super::mountpoint::Mountpoint;
+use super::mountpoint::{Mountpoint, quoted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::Mount;
 
-/// Two threads keep two processors busy with what is in memory; what waits is not on them.
+/// Two threads keep two processors busy with what is in memory; what waits is not on them. They share the one
+/// connection: a clone for each (`clone_fd`) made no difference that could be measured.
 const THREADS: usize = 2;
 
 /// How long unmounting may take, each of the two ways, and how long open requests may then go on. Together below the
@@ -71,7 +72,12 @@ impl Session {
 
     /// Waits until somebody unmounts it (and the last open file is closed).
     pub async fn ended(&mut self) -> Result<()> {
-        let end = (&mut self.ended).await;
+        // A call that was cancelled while it cleaned up may have taken the result.
+        let end = if self.ended.is_terminated() { Ok(Ok(())) } else { (&mut self.ended).await };
+        // `umount -f` on a mount in use, or a failure, ends the connection and leaves the mount in the tree, dead.
+        if let Some(unmounting) = self.unmounting(How::Lazily) {
+            let _ = tokio::time::timeout(UNMOUNT, unmounting).await;
+        }
         let failed = |cause: String| Err(Error::new(ErrorKind::Io, self.path.display(), cause));
         match end {
             Ok(Ok(())) => Ok(()),
@@ -101,7 +107,7 @@ impl Session {
         }
         if let Err(cause) = result {
             return Err(Error::new(ErrorKind::Io, self.path.display(), format!("cannot unmount: {cause}"))
-                .hint(format!("fusermount3 -uz {}", self.path.display())));
+                .hint(format!("fusermount3 -uz {}", quoted(&self.path))));
         }
         match tokio::time::timeout(LAST_REQUESTS, self.ended()).await {
             Ok(end) => end,
