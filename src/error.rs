@@ -1,7 +1,7 @@
 //! The one error that crosses the layers: what happened, to which object, and what to do about it.
 //!
 //! Every layer may make one. Parsers of the core have precise enums of their own and convert them here.
-//! The errno is chosen in `fuse/errno.rs`, the exit code in `cli/failure.rs`, both from the kind alone.
+//! The errno is chosen in `fuse/errno.rs`, the exit code in `cli/failure.rs`.
 
 use std::fmt;
 

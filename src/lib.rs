@@ -3,6 +3,18 @@
 //! Layers, from low to high; a module uses its own or a lower layer only (`tests/layering.rs`):
 //! core (`error`, `oci`, `index`), io (`registry`, `blob`, `cache`), service (`mount`), edge (`fuse`, `cli`).
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::disallowed_methods,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::todo,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod blob;
 pub mod cache;
 pub mod cli;

@@ -19,6 +19,8 @@ const GAP: u64 = 8 << 10;
 const DISORDER: u64 = 256 << 10;
 /// Read-ahead starts when a stream has read this much; below, it may be a program that looks at the head of a file.
 const START: u64 = 192 << 10;
+/// A stream that has read this much goes on, more often than not.
+const SURE: u64 = 1 << 20;
 /// The longest window, in bytes.
 const LARGEST_WINDOW: u64 = 8 << 20;
 /// Streams told apart, over all blobs; the least recently used is forgotten.
@@ -86,8 +88,9 @@ impl Streams {
         stream.run = stream.run.saturating_add(read.end.saturating_sub(stream.next));
         stream.next = stream.next.max(read.end);
         stream.ahead = stream.ahead.max(stream.next);
-        // Half of what was read: in vain at most a third of all that was fetched, and 1.5 times more in each round trip.
-        let window = (stream.run / 2).min(largest_window);
+        // A reader that has read little is likely to stop soon: at first a quarter of it is risked in vain, later half.
+        let share = if stream.run < SURE { 4 } else { 2 };
+        let window = (stream.run / share).min(largest_window);
         let target = stream.next.saturating_add(window);
         let wanted = stream.ahead..target;
         // Whole steps: many small requests cost more than the bytes.

@@ -26,9 +26,6 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Bytes that [`Compression::of`] needs.
-    pub const MAGIC_LENGTH: u64 = 4;
-
     /// By the magic number (RFC 1952, RFC 8878), which is right more often than media types are.
     pub fn of(start: &[u8]) -> Option<Self> {
         match start {

@@ -16,7 +16,6 @@ use fuser::{
 
 use super::bridge::Bridge;
 use super::errno::errno;
-use crate::error::ErrorKind;
 use crate::mount::{Attributes, Ino, Kind, Mount};
 
 /// Everything below a digest is immutable: what the kernel knows stays true as long as the mount. A century rather
@@ -81,11 +80,9 @@ impl Filesystem for Adapter {
         let name = name.to_owned();
         self.bridge.answer(async move {
             match mount.lookup(Ino(parent.0), name.as_bytes()).await {
-                Ok(attributes) => reply.entry(&FOREVER, &file_attr(&attributes), GENERATION),
+                Ok(Some(attributes)) => reply.entry(&FOREVER, &file_attr(&attributes), GENERATION),
                 // Inode 0 is ENOENT that the kernel remembers (fs/fuse/dir.c, fuse_lookup_name).
-                Err(error) if error.kind == ErrorKind::NotFound => {
-                    reply.entry(&FOREVER, &file_attr(&NOTHING), GENERATION);
-                }
+                Ok(None) => reply.entry(&FOREVER, &file_attr(&NOTHING), GENERATION),
                 Err(error) => reply.error(errno("lookup", &error)),
             }
         });

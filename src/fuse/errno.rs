@@ -5,27 +5,26 @@ use fuser::Errno;
 use crate::error::{Error, ErrorKind};
 
 /// The errno of a failed operation, after saying in the log what failed and why.
-///
-/// A missing name is an answer, not a failure: it is not logged.
 pub fn errno(operation: &str, error: &Error) -> Errno {
-    if error.kind != ErrorKind::NotFound {
-        tracing::warn!("{operation}: {error}");
-    }
+    tracing::warn!("{operation}: {error}");
     of(error.kind)
 }
 
 fn of(kind: ErrorKind) -> Errno {
     match kind {
         ErrorKind::Usage => Errno::EINVAL,
-        ErrorKind::NotFound => Errno::ENOENT,
         ErrorKind::Denied => Errno::EACCES,
         ErrorKind::TimedOut => Errno::ETIMEDOUT,
         ErrorKind::NoSpace => Errno::ENOSPC,
         ErrorKind::Unsupported => Errno::EOPNOTSUPP,
+        // Never ENOENT: a blob that the registry lacks is no missing name, and the kernel would remember it as one.
         // Programs know EIO as "the data cannot be had"; anything finer they would take for a fault of their own.
-        ErrorKind::Unreachable | ErrorKind::Protocol | ErrorKind::Corrupt | ErrorKind::Limit | ErrorKind::Io => {
-            Errno::EIO
-        }
+        ErrorKind::NotFound
+        | ErrorKind::Unreachable
+        | ErrorKind::Protocol
+        | ErrorKind::Corrupt
+        | ErrorKind::Limit
+        | ErrorKind::Io => Errno::EIO,
     }
 }
 
@@ -34,8 +33,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_missing_names_are_enoent() {
+    fn no_failure_is_a_missing_name() {
         let kinds = [
+            ErrorKind::NotFound,
             ErrorKind::Usage,
             ErrorKind::Denied,
             ErrorKind::Unreachable,
@@ -47,7 +47,6 @@ mod tests {
             ErrorKind::Unsupported,
             ErrorKind::Io,
         ];
-        assert_eq!(of(ErrorKind::NotFound).code(), Errno::ENOENT.code());
         for kind in kinds {
             assert_ne!(of(kind).code(), Errno::ENOENT.code(), "{kind:?}");
         }

@@ -14,11 +14,16 @@ const SMALLEST: u64 = 16 << 10;
 /// Bytes fetched at once where members are small, so that one header follows on the other.
 const LARGEST: u64 = 1 << 20;
 
-/// Reads the headers of a tar blob one after the other.
-pub async fn index_blob(source: &dyn BlobSource, blob: &Descriptor, limits: Limits) -> Result<LayerIndex> {
-    let mut scanner = Scanner::new(blob.size, limits.clone());
+/// The first bytes of a blob, enough to see what it is and where its first members end.
+pub async fn read_head(source: &dyn BlobSource, blob: &Descriptor) -> Result<Bytes> {
+    read(source, blob, 0..SMALLEST).await
+}
+
+/// Reads the headers of a tar blob one after the other. `head`: what is known of its start, may be empty.
+pub async fn index_blob(source: &dyn BlobSource, blob: &Descriptor, head: Bytes, limits: Limits) -> Result<LayerIndex> {
+    let mut scanner = Scanner::new(blob.size, limits);
     let mut builder = LayerIndexBuilder::new(limits);
-    let mut window = Window { at: 0, bytes: Bytes::new(), length: SMALLEST };
+    let mut window = Window { at: 0, bytes: head, length: SMALLEST };
     let in_layer = |error: crate::index::ScanError| error.on(&blob.digest);
     loop {
         match scanner.step(window.at, &window.bytes).map_err(in_layer)? {

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
-use super::indexing::index_blob;
+use super::indexing::{index_blob, read_head};
 use crate::blob::{BlobSource, Compression, unpack};
 use crate::cache::CacheFolder;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::index::{LayerIndex, Limits};
 use crate::oci::Descriptor;
 
@@ -97,27 +98,21 @@ impl Layer {
 }
 
 async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Contents> {
-    let magic = sources.headers.read(layer, 0..layer.size.min(Compression::MAGIC_LENGTH)).await?;
-    let (blob, headers, data): (_, Arc<dyn BlobSource>, Arc<dyn BlobSource>) = match Compression::of(&magic) {
-        None => (layer.clone(), Arc::clone(&sources.headers), Arc::clone(&sources.data)),
+    let head = read_head(sources.headers.as_ref(), layer).await?;
+    let (blob, headers, source, head): (_, Arc<dyn BlobSource>, Arc<dyn BlobSource>, _) = match Compression::of(&head) {
+        None => (layer.clone(), Arc::clone(&sources.headers), Arc::clone(&sources.data), head),
         Some(compression) => {
             let folder = sources.folder.clone().ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Unsupported,
-                    &layer.digest,
-                    "a compressed layer needs a cache folder to be unpacked in",
-                )
-                .hint("give a writable one with --cache-dir")
+                Error::new(ErrorKind::Unsupported, &layer.digest, "a compressed layer is unpacked in a cache folder")
+                    .hint("give a writable one with --cache-dir")
             })?;
-            let unpacked = unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?;
-            let blob = Descriptor { size: unpacked.size, ..layer.clone() };
-            let unpacked = Arc::new(unpacked);
-            (blob, unpacked.clone(), unpacked)
+            let unpacked = Arc::new(unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?);
+            (Descriptor { size: unpacked.size, ..layer.clone() }, unpacked.clone(), unpacked, Bytes::new())
         }
     };
-    let index = index_blob(headers.as_ref(), &blob, sources.limits.clone()).await?;
+    let index = index_blob(headers.as_ref(), &blob, head, sources.limits).await?;
     for warning in index.warnings() {
-        tracing::warn!("layer {}: {}", layer.digest, crate::error::printable(warning));
+        tracing::warn!("layer {}: {}", layer.digest, printable(warning));
     }
-    Ok(Contents { index, blob, source: data })
+    Ok(Contents { index, blob, source })
 }

@@ -87,17 +87,14 @@ pub struct Mount {
 }
 
 impl Mount {
-    pub async fn lookup(&self, directory: Ino, name: &[u8]) -> Result<Attributes> {
-        let missing = || Error::new(ErrorKind::NotFound, String::from_utf8_lossy(name), "no such name");
+    /// `None`: there is no such name, and never will be.
+    pub async fn lookup(&self, directory: Ino, name: &[u8]) -> Result<Option<Attributes>> {
         match self.place(directory)? {
-            Place::Node(id) => {
-                let child = self.tree.child(id, name).ok_or_else(missing)?;
-                self.node_attributes(child)
-            }
+            Place::Node(id) => self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose(),
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
-                let entry = contents.index.lookup(entry, name).ok_or_else(missing)?;
-                self.entry_attributes(layer, &contents.index, entry)
+                let found = contents.index.lookup(entry, name);
+                found.map(|entry| self.entry_attributes(layer, &contents.index, entry)).transpose()
             }
         }
     }
@@ -170,13 +167,13 @@ impl Mount {
                 Some(Node::LayerFile(number)) => {
                     let blob = &self.layer(number)?.descriptor;
                     let range = range.start.min(blob.size)..range.end.min(blob.size);
-                    self.in_time(&blob.digest, self.sources.data.read(blob, range)).await
+                    self.read_in_time(&blob.digest, self.sources.data.read(blob, range)).await
                 }
                 _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
             },
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
-                self.in_time(&contents.blob.digest, contents.read(entry, range)).await
+                self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await
             }
         }
     }
@@ -204,18 +201,26 @@ impl Mount {
         let layer = self.layer(layer)?;
         match layer.known() {
             Some(contents) => Ok(contents),
-            None => self.in_time(&layer.descriptor.digest, layer.contents(&self.sources)).await,
+            None => {
+                let timeout = self.options.timeout;
+                in_time(timeout, &layer.descriptor.digest, layer.contents(&self.sources)).await
+            }
         }
     }
 
-    async fn in_time<T>(&self, object: &Digest, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let timeout = self.options.timeout;
-        tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
-            let cause = format!("not done within {}", humantime::format_duration(timeout));
-            Err(Error::new(ErrorKind::TimedOut, object, cause)
-                .hint("what was begun goes on; try again, or give more time with --timeout"))
-        })
+    /// When a read fails, the kernel asks once more for the page that the program waits for: half the time for each.
+    /// The second waits for the same request to the registry, if that is still under way.
+    async fn read_in_time(&self, object: &Digest, read: impl Future<Output = Result<Bytes>>) -> Result<Bytes> {
+        in_time(self.options.timeout / 2, object, read).await
     }
+}
+
+async fn in_time<T>(timeout: Duration, object: &Digest, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+        let cause = format!("not done within {}", humantime::format_duration(timeout));
+        Err(Error::new(ErrorKind::TimedOut, object, cause)
+            .hint("what was begun goes on; try again, or give more time with --timeout"))
+    })
 }
 
 impl Contents {

@@ -100,7 +100,7 @@ fn parts_of(title: &str, shape: Shape) -> Option<Parts> {
 fn shared_directories<'a>(mut titles: impl Iterator<Item = &'a Parts>) -> usize {
     let Some((_, directories)) = titles.next().and_then(|first| first.split_last()) else { return 0 };
     titles.fold(directories.len(), |shared, title| {
-        let (_, other) = title.split_last().unwrap_or((&title[0], &[]));
+        let other = title.split_last().map_or(&[] as &[_], |(_, directories)| directories);
         directories.iter().zip(other).take(shared).take_while(|(a, b)| a == b).count()
     })
 }
@@ -109,41 +109,52 @@ fn shared_directories<'a>(mut titles: impl Iterator<Item = &'a Parts>) -> usize 
 /// does not tell them apart, every layer gets its plain name.
 fn without_clashes(
     layers: &[(Descriptor, Shape)],
-    mut names: Vec<Parts>,
+    names: Vec<Parts>,
     warnings: &mut Vec<String>,
 ) -> Vec<Option<Parts>> {
     let mut seen = HashSet::new();
-    let twice: Vec<bool> =
-        layers.iter().zip(&names).map(|((layer, _), name)| !seen.insert((&layer.digest, name.clone()))).collect();
-    let clashing = clashes(&names, &twice);
-    for &number in &clashing {
-        if let (Some(name), Some((layer, _))) =
-            (names.get_mut(number).and_then(|name| name.last_mut()), layers.get(number))
-        {
+    let mut places: Vec<Option<Parts>> = layers
+        .iter()
+        .zip(names)
+        .map(|((layer, _), name)| seen.insert((&layer.digest, name.clone())).then_some(name))
+        .collect();
+    let clashing = clashes(&places);
+    if clashing.is_empty() {
+        return places;
+    }
+    for (number, ((layer, _), place)) in layers.iter().zip(&mut places).enumerate() {
+        if let Some(name) = place.as_mut().and_then(|place| place.last_mut()).filter(|_| clashing.contains(&number)) {
             warnings.push(format!("layer {}: {name:?} names more than one entry", layer.digest));
             let ending = format!("-{}", layer.digest.short());
-            let keep = (0..=LONGEST_NAME - ending.len()).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
-            name.truncate(keep.min(name.len()));
+            name.truncate(name.floor_char_boundary(LONGEST_NAME.saturating_sub(ending.len())));
             name.push_str(&ending);
         }
     }
-    if !clashing.is_empty() && !clashes(&names, &twice).is_empty() {
-        names = layers.iter().enumerate().map(|(number, (layer, _))| vec![plain_name(number, layer)]).collect();
+    if !clashes(&places).is_empty() {
+        for (number, ((layer, _), place)) in layers.iter().zip(&mut places).enumerate() {
+            *place = Some(vec![plain_name(number, layer)]);
+        }
     }
-    names.into_iter().zip(twice).map(|(name, twice)| (!twice).then_some(name)).collect()
+    places
 }
 
-fn clashes(names: &[Parts], twice: &[bool]) -> Vec<usize> {
+/// Numbers of the layers whose place is not theirs alone.
+fn clashes(places: &[Option<Parts>]) -> HashSet<usize> {
     let mut count: HashMap<&[String], usize> = HashMap::new();
     let mut directories: HashSet<&[String]> = HashSet::new();
-    let kept = || names.iter().zip(twice).filter(|(_, twice)| !**twice).map(|(name, _)| name);
-    for name in kept() {
-        *count.entry(name).or_default() += 1;
-        directories.extend((1..name.len()).filter_map(|length| name.get(..length)));
+    for place in places.iter().flatten() {
+        *count.entry(place).or_default() += 1;
+        directories.extend((1..place.len()).filter_map(|length| place.get(..length)));
     }
-    let clashes =
-        |name: &Parts| count.get(name.as_slice()).is_some_and(|&n| n > 1) || directories.contains(name.as_slice());
-    (0..names.len()).filter(|&n| !twice[n] && clashes(&names[n])).collect()
+    let clashes = |place: &Parts| {
+        count.get(place.as_slice()).is_some_and(|&count| count > 1) || directories.contains(place.as_slice())
+    };
+    places
+        .iter()
+        .enumerate()
+        .filter(|(_, place)| place.as_ref().is_some_and(clashes))
+        .map(|(number, _)| number)
+        .collect()
 }
 
 #[cfg(test)]

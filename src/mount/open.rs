@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
+use super::indexing::read_head;
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::tree::{Node, Tree};
@@ -139,14 +140,13 @@ async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources) -> Vec<(Descrip
 
 /// A layer that cannot be read now is shown as a file; whoever reads it is told why.
 async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Shape {
-    const HEAD: u64 = 16 << 10;
-    let Ok(head) = sources.headers.read(layer, 0..layer.size.min(HEAD)).await else { return Shape::File };
+    let Ok(head) = read_head(sources.headers.as_ref(), layer).await else { return Shape::File };
     let head = match Compression::of(&head) {
         Some(compression) => compression.head(&head).into(),
         None => head,
     };
     // Of an unpacked head the size behind it is not known; all that matters here is the first header.
-    match Scanner::new(u64::MAX >> 1, sources.limits.clone()).step(0, &head) {
+    match Scanner::new(u64::MAX >> 1, sources.limits).step(0, &head) {
         Ok(Step::Member(_) | Step::Need(_)) if head.len() >= 512 => Shape::Directory,
         _ => Shape::File,
     }
