@@ -1,1 +1,18 @@
+//! What the tests and benchmarks of eo-mount stand on: registries, slow links, mounts and archives.
+//!
+//! Everything works from plain synchronous tests, many at a time, and ends with its owner: dropping a
+//! registry, a link or a mount stops it, also while a test panics. Every wait has an end. What a test
+//! cannot go on without (a missing program, a server that does not start) panics with a sentence that
+//! says what to do.
 
+pub mod digest;
+pub mod plain_http;
+pub mod processes;
+pub mod run;
+pub mod scripted_registry;
+mod server_thread;
+pub mod wait;
+
+pub use digest::sha256;
+pub use run::{Finished, run};
+pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};
