@@ -6,6 +6,7 @@
 //! says what to do.
 
 pub mod digest;
+pub mod fixtures;
 pub mod plain_http;
 pub mod processes;
 pub mod run;
