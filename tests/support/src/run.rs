@@ -1,7 +1,8 @@
 //! A command run to its end, or to the end of our patience.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Seek as _};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -68,27 +69,30 @@ pub(crate) struct Started {
 impl Started {
     #[track_caller]
     pub fn new(command: &mut Command) -> Self {
-        let stdout = unnamed_file();
-        let stderr = unnamed_file();
+        Self::try_new(command).unwrap_or_else(|error| {
+            let program = command.get_program().to_string_lossy().into_owned();
+            match error.kind() {
+                ErrorKind::NotFound => {
+                    panic!("{program} is not installed: {}", install_line(&program))
+                }
+                _ => panic!("{program} cannot be started: {error}"),
+            }
+        })
+    }
+
+    pub fn try_new(command: &mut Command) -> io::Result<Self> {
+        let stdout = tempfile::tempfile()?;
+        let stderr = tempfile::tempfile()?;
         let child = command
             .stdin(Stdio::null())
-            .stdout(stdout.try_clone().expect("a file handle can be duplicated"))
-            .stderr(stderr.try_clone().expect("a file handle can be duplicated"))
-            .spawn()
-            .unwrap_or_else(|error| {
-                let program = command.get_program().to_string_lossy().into_owned();
-                match error.kind() {
-                    ErrorKind::NotFound => {
-                        panic!("{program} is not installed: {}", install_line(&program))
-                    }
-                    _ => panic!("{program} cannot be started: {error}"),
-                }
-            });
-        Self {
+            .stdout(stdout.try_clone()?)
+            .stderr(stderr.try_clone()?)
+            .spawn()?;
+        Ok(Self {
             child,
             stdout,
             stderr,
-        }
+        })
     }
 
     pub fn wait(&mut self, limit: Duration) -> Option<Finished> {
@@ -113,8 +117,8 @@ impl Started {
         self.finished(status)
     }
 
-    pub fn stderr(&mut self) -> String {
-        String::from_utf8_lossy(&content(&mut self.stderr)).into_owned()
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&content(&self.stderr)).into_owned()
     }
 
     fn finished(&mut self, status: ExitStatus) -> Finished {
@@ -122,21 +126,17 @@ impl Started {
             code: status
                 .code()
                 .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-            stdout: content(&mut self.stdout),
+            stdout: content(&self.stdout),
             stderr: self.stderr(),
         }
     }
 }
 
-fn unnamed_file() -> File {
-    tempfile::tempfile().expect("the folder for temporary files can be written")
-}
-
-fn content(file: &mut File) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // The writer shares our position: put it back to the end, where reading leaves it.
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut bytes))
+/// Reads at offsets: the writer shares the file's position with us.
+fn content(file: &File) -> Vec<u8> {
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0)
         .expect("a temporary file can be read");
     bytes
 }
