@@ -1,1 +1,30 @@
+//! What the tests and benchmarks of eo-mount stand on: registries, slow links, mounts and archives.
+//!
+//! Everything works from plain synchronous tests, many at a time, and ends with its owner: dropping a
+//! registry, a link or a mount stops it, also while a test panics. Every wait has an end. What a test
+//! cannot go on without (a missing program, a server that does not start) panics with a sentence that
+//! says what to do.
 
+pub mod as_user;
+pub mod digest;
+pub mod eo_mount;
+pub mod fixtures;
+pub mod home;
+pub mod mount_table;
+pub mod mounted;
+pub mod plain_http;
+pub mod processes;
+pub mod real_registry;
+pub mod run;
+pub mod scripted_registry;
+mod server_thread;
+pub mod wait;
+
+pub use as_user::User;
+pub use digest::sha256;
+pub use eo_mount::EoMount;
+pub use home::Home;
+pub use mounted::Mounted;
+pub use real_registry::RealRegistry;
+pub use run::{Finished, run};
+pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};
