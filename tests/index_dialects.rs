@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use eo_mount::index::{EntryId, Kind, LayerIndex, LayerIndexBuilder, Limits, ScanError, Scanner, Segment, Step};
 use tempfile::TempDir;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 #[test]
 fn gnu_tar_in_each_format() {
     for format in ["v7", "ustar", "oldgnu", "gnu", "posix"] {
-        let names = if matches!(format, "v7" | "ustar") { Names::Short } else { Names::Long };
+        let names = names_of(format);
         let tree = tree(names);
         compare(&archive(&tree, "tar", &["--format", format]), &[]);
     }
@@ -55,24 +56,29 @@ fn gnu_tar_posix_with_extended_attributes() {
 #[test]
 fn gnu_tar_with_the_names_as_given() {
     let tree = tree(Names::Long);
-    let root = tree.path().to_str().expect("a temporary folder of plain letters").to_owned();
+    let root = tree.path();
+    let root = root.to_str().expect("a temporary folder of plain letters").to_owned();
     let archive_of = |names: &[&str]| {
-        let path = tree.path().with_extension("tar");
+        let path = tree.beside("archive.tar");
         run(Command::new("tar").arg("-cPf").arg(&path).args(names).current_dir(tree.path()));
         path
     };
     compare(&archive_of(&[&root]), &[]);
-    compare(&archive_of(&["./plain", ".//deep/..//deep", "../"]), &[]);
+    compare(&archive_of(&["./plain", ".//deep//er", "deep/././third name"]), &[]);
 }
 
 #[test]
 fn bsdtar_in_each_format() {
-    for format in ["v7", "ustar", "gnutar", "pax", "restricted"] {
-        let names = if matches!(format, "v7" | "ustar") { Names::Short } else { Names::Long };
+    for format in ["v7", "ustar", "gnutar", "pax", "as needed"] {
+        let names = names_of(format);
         let tree = tree(names);
-        let path = tree.path().with_extension("tar");
-        let made = Command::new("bsdtar")
-            .args(["--format", format, "-cf"])
+        let path = tree.beside("archive.tar");
+        let mut bsdtar = Command::new("bsdtar");
+        if format != "as needed" {
+            bsdtar.args(["--format", format]);
+        }
+        let made = bsdtar
+            .arg("-cf")
             .arg(&path)
             .arg("-C")
             .arg(tree.path())
@@ -89,7 +95,7 @@ fn python_tarfile_in_each_format() {
     for format in ["USTAR", "GNU", "PAX"] {
         let names = if format == "USTAR" { Names::Short } else { Names::Long };
         let tree = tree(names);
-        let path = tree.path().with_extension("tar");
+        let path = tree.beside("archive.tar");
         let script = format!(
             "import sys, tarfile\n\
              with tarfile.open(sys.argv[1], 'w', format=tarfile.{format}_FORMAT, errors='surrogateescape') as t:\n    t.add(sys.argv[2], '.')"
@@ -112,7 +118,7 @@ fn appended_and_joined_archives() {
 
     let mut joined = fs::read(&path).expect("read");
     joined.extend_from_within(..);
-    let joined_path = tree.path().with_extension("joined.tar");
+    let joined_path = tree.beside("joined.tar");
     fs::write(&joined_path, joined).expect("write");
     let (joined, trailing) = scan(&joined_path).expect("an index");
     assert!(trailing);
@@ -122,15 +128,41 @@ fn appended_and_joined_archives() {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Names {
-    /// What v7 and ustar can hold.
+    /// Short names, and no fifo.
+    V7,
+    /// What ustar can hold.
     Short,
     Long,
 }
 
+fn names_of(format: &str) -> Names {
+    match format {
+        "v7" => Names::V7,
+        "ustar" => Names::Short,
+        _ => Names::Long,
+    }
+}
+
+struct Tree {
+    folder: TempDir,
+}
+
+impl Tree {
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("tree")
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
 /// Some of everything that an unprivileged user can make.
-fn tree(names: Names) -> TempDir {
-    let tree = tempfile::tempdir().expect("a temporary folder");
+fn tree(names: Names) -> Tree {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tree = Tree { folder };
     let at = |name: &str| tree.path().join(name);
+    fs::create_dir(tree.path()).expect("mkdir");
     fs::write(at("plain"), "hello").expect("write");
     fs::write(at("empty"), "").expect("write");
     fs::write(at("block"), vec![7; 512]).expect("write");
@@ -144,7 +176,9 @@ fn tree(names: Names) -> TempDir {
     symlink("/not/here", at("dangling")).expect("symlink");
     fs::hard_link(at("plain"), at("second name")).expect("link");
     fs::hard_link(at("plain"), at("deep/third name")).expect("link");
-    run(Command::new("mkfifo").arg(at("fifo")));
+    if names != Names::V7 {
+        run(Command::new("mkfifo").arg(at("fifo")));
+    }
     if names == Names::Long {
         let part = "n".repeat(120);
         let below = at(&part).join(&part).join("x".repeat(255));
@@ -168,7 +202,14 @@ fn tree(names: Names) -> TempDir {
 
     fs::set_permissions(at("empty"), fs::Permissions::from_mode(0o4751)).expect("chmod");
     fs::set_permissions(at("no entries"), fs::Permissions::from_mode(0o1700)).expect("chmod");
-    for (name, date) in [("plain", "@1234567890.123456789"), ("large", "@1"), ("deep/er", "@1600000000.5")] {
+    for (name, date) in [
+        ("plain", "@1234567890.123456789"),
+        ("large", "@1"),
+        ("deep/er/still", "@1500000000.5"),
+        ("deep/er", "@1600000000.25"),
+        ("deep", "@1600000001"),
+        ("no entries", "@1600000002"),
+    ] {
         run(Command::new("touch").arg("-d").arg(date).arg(at(name)));
     }
     if names == Names::Long {
@@ -178,8 +219,8 @@ fn tree(names: Names) -> TempDir {
     tree
 }
 
-fn archive(tree: &TempDir, program: &str, options: &[&str]) -> PathBuf {
-    let path = tree.path().with_extension("tar");
+fn archive(tree: &Tree, program: &str, options: &[&str]) -> PathBuf {
+    let path = tree.beside("archive.tar");
     run(Command::new(program).args(options).arg("-cf").arg(&path).arg("-C").arg(tree.path()).arg("."));
     path
 }
@@ -244,6 +285,8 @@ struct Seen {
 
 fn compare(archive: &Path, options: &[&str]) -> LayerIndex {
     let (index, _) = scan(archive).unwrap_or_else(|error| panic!("{}: {error}", archive.display()));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let started = now.expect("a clock after 1970").as_secs() as i64;
     let extracted = tempfile::tempdir().expect("a temporary folder");
     let tar = Command::new("tar").args(options).arg("-xpf").arg(archive).arg("-C").arg(extracted.path()).output();
     let tar = tar.expect("tar: apt-get install tar");
@@ -257,8 +300,12 @@ fn compare(archive: &Path, options: &[&str]) -> LayerIndex {
         seen.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
     };
     assert_eq!(names(&found), names(&expected));
-    for (name, expected) in &expected {
+    for (name, expected) in &mut expected {
         let found = &found[name];
+        // GNU tar sets a directory's time when it has left it, and not again after a later hard link into it.
+        if expected.kind == Kind::Directory && expected.mtime.0 >= started {
+            expected.mtime = found.mtime;
+        }
         let shown = String::from_utf8_lossy(name);
         assert!(found.content == expected.content, "{shown}: another content");
         assert_eq!(brief(found), brief(expected), "{shown}");
@@ -358,7 +405,7 @@ fn damaged_archives_fail_where_they_are_damaged() {
     let tree = tree(Names::Short);
     let path = archive(&tree, "tar", &["--format=gnu"]);
     let whole = fs::read(&path).expect("read");
-    let cut = tree.path().with_extension("cut.tar");
+    let cut = tree.beside("cut.tar");
     File::create(&cut).expect("create").write_all(&whole[..whole.len() / 2 + 100]).expect("write");
     let error = scan(&cut).expect_err("a truncated archive");
     assert!(matches!(error, ScanError::Truncated { .. }), "{error}");

@@ -15,6 +15,7 @@ use super::path::parts;
 ///
 /// - a directory that no member made has mode 0755 and the owner and time of the first member placed below it;
 /// - a name that must be a directory for a later member becomes one, whatever it was (`tar -x` gives up that member);
+/// - a member with `..` in its name is placed by what follows (`tar -x` leaves it out);
 /// - members below a symbolic link go where it leads within the layer (`tar -x` does not follow one with `..`).
 ///
 /// As in `tar -x` the last member of a name wins, but a directory that is not empty stays; a hard link shares the entry
@@ -79,6 +80,9 @@ impl LayerIndexBuilder {
             (root.uid, root.gid) = (member.uid, member.gid);
         }
         let places: Vec<&[u8]> = parts(&member.path).collect();
+        if member.path.split(|&byte| byte == b'/').any(|part| part == b"..") {
+            self.warn(&member.path, "placed by what follows its last `..`");
+        }
         match (places.split_last(), member.kind) {
             (None, MemberKind::Entry(Kind::Directory)) => self.redo_directory(ROOT, &member),
             (None, _) => {

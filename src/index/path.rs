@@ -1,7 +1,8 @@
 //! Where a member goes below the layer's directory.
 
 /// The parts of a member's name that place it: as GNU tar (src/names.c, `safer_name_suffix`), all up to the last `..`
-/// is dropped, and so are `.` and empty parts. No part at all: the layer's directory itself.
+/// is dropped, and so are `.` and empty parts. No part at all: the layer's directory itself. `tar -x` strips hard link
+/// targets so, too, but leaves out a member with `..`; here it is placed, with a warning.
 pub fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let all = || path.split(|&byte| byte == b'/');
     let last_dotdot = all().enumerate().filter(|(_, part)| *part == b"..").last();

@@ -27,11 +27,7 @@ impl User {
             Some((fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?))
         });
         let (uid, gid) = user.unwrap_or_else(|| panic!("no user {name} in /etc/passwd"));
-        Self {
-            name: name.to_owned(),
-            uid,
-            gid,
-        }
+        Self { name: name.to_owned(), uid, gid }
     }
 
     /// The program run as this user without further groups and without privileges if we are root, and as oneself
@@ -43,9 +39,7 @@ impl User {
         }
         // Of util-linux, which is essential on Debian.
         let mut command = Command::new("setpriv");
-        command
-            .arg(format!("--reuid={}", self.uid))
-            .arg(format!("--regid={}", self.gid));
+        command.arg(format!("--reuid={}", self.uid)).arg(format!("--regid={}", self.gid));
         command.args(["--clear-groups", "--"]).arg(program);
         command
     }
@@ -75,24 +69,14 @@ mod tests {
     #[test]
     fn an_ordinary_user_is_not_root_and_has_no_capabilities() {
         let mut command = User::nobody().command("sh");
-        command
-            .current_dir("/")
-            .args(["-c", "id -u; id -G; grep CapEff /proc/self/status"]);
-        let said = run(&mut command, Duration::from_secs(20))
-            .expect_success("sh")
-            .text();
+        command.current_dir("/").args(["-c", "id -u; id -G; grep CapEff /proc/self/status"]);
+        let said = run(&mut command, Duration::from_secs(20)).expect_success("sh").text();
         let lines: Vec<&str> = said.lines().collect();
         assert_ne!(lines[0], "0");
         assert!(lines[2].ends_with("\t0000000000000000"), "{said}");
         if is_root() {
             let nobody = User::nobody();
-            assert_eq!(
-                (lines[0], lines[1]),
-                (
-                    nobody.uid.to_string().as_str(),
-                    nobody.gid.to_string().as_str()
-                )
-            );
+            assert_eq!((lines[0], lines[1]), (nobody.uid.to_string().as_str(), nobody.gid.to_string().as_str()));
         }
     }
 }

@@ -32,11 +32,7 @@ pub struct EoMount {
 impl EoMount {
     /// `program` is `env!("CARGO_BIN_EXE_eo-mount")` in the tests of the project.
     pub fn new(program: impl Into<PathBuf>, reference: impl Into<String>) -> Self {
-        Self {
-            reference: Some(reference.into()),
-            log: true,
-            ..Self::bare(program)
-        }
+        Self { reference: Some(reference.into()), log: true, ..Self::bare(program) }
     }
 
     /// With nothing but the arguments that are added: no reference, no mountpoint, no log.
@@ -61,17 +57,12 @@ impl EoMount {
     }
 
     pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        self.arguments.extend(
-            arguments
-                .into_iter()
-                .map(|argument| argument.as_ref().to_owned()),
-        );
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self
     }
 
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -132,20 +123,11 @@ impl EoMount {
 
     /// The command with home and mountpoint filled in, and the mark of its run.
     pub(crate) fn prepare(&mut self, extra: &[&str]) -> Prepared {
-        let home = self
-            .home
-            .clone()
-            .unwrap_or_else(|| self.user.as_ref().map_or_else(Home::new, Home::of));
-        let mountpoint = self
-            .mountpoint
-            .clone()
-            .unwrap_or_else(|| home.new_mountpoint());
+        let home = self.home.clone().unwrap_or_else(|| self.user.as_ref().map_or_else(Home::new, Home::of));
+        let mountpoint = self.mountpoint.clone().unwrap_or_else(|| home.new_mountpoint());
         let program = match &self.user {
             Some(_) => home.copy_of(&self.program),
-            None => self
-                .program
-                .canonicalize()
-                .unwrap_or_else(|_| self.program.clone()),
+            None => self.program.canonicalize().unwrap_or_else(|_| self.program.clone()),
         };
         let mut command = match &self.user {
             Some(user) => {
@@ -168,16 +150,8 @@ impl EoMount {
             command.current_dir(home.path());
         }
         let mark = new_mark();
-        command
-            .env(MARK, &mark)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)));
-        Prepared {
-            command,
-            program,
-            mountpoint,
-            home,
-            mark,
-        }
+        command.env(MARK, &mark).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        Prepared { command, program, mountpoint, home, mark }
     }
 }
 
@@ -191,11 +165,7 @@ pub(crate) struct Prepared {
 
 fn new_mark() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// For messages: the file's text, or that there is none.

@@ -25,14 +25,8 @@ impl Default for Home {
 
 impl Home {
     pub fn new() -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("eo-mount-test.")
-            .tempdir()
-            .expect("a temporary directory");
-        let home = Self {
-            directory: Arc::new(directory),
-            owner: None,
-        };
+        let directory = tempfile::Builder::new().prefix("eo-mount-test.").tempdir().expect("a temporary directory");
+        let home = Self { directory: Arc::new(directory), owner: None };
         for folder in [home.cache(), home.runtime(), home.tmp()] {
             std::fs::create_dir(&folder).expect("a temporary directory can be written");
             set_mode(&folder, 0o700);
@@ -42,17 +36,9 @@ impl Home {
 
     /// Belongs to this user if we are root.
     pub fn of(user: &User) -> Self {
-        let home = Self {
-            owner: Some(user.clone()),
-            ..Self::new()
-        };
+        let home = Self { owner: Some(user.clone()), ..Self::new() };
         set_mode(home.path(), 0o755);
-        for folder in [
-            home.path().to_owned(),
-            home.cache(),
-            home.runtime(),
-            home.tmp(),
-        ] {
+        for folder in [home.path().to_owned(), home.cache(), home.runtime(), home.tmp()] {
             home.give_away(&folder);
         }
         home
@@ -84,17 +70,12 @@ impl Home {
 
     /// A fresh empty directory.
     pub fn new_mountpoint(&self) -> PathBuf {
-        let directory = tempfile::Builder::new()
-            .prefix("mnt.")
-            .tempdir_in(self.path())
-            .expect("a temporary directory")
-            .keep();
+        let directory =
+            tempfile::Builder::new().prefix("mnt.").tempdir_in(self.path()).expect("a temporary directory").keep();
         set_mode(&directory, 0o755);
         self.give_away(&directory);
         // As the kernel will write it in its table.
-        directory
-            .canonicalize()
-            .expect("a directory that was just made")
+        directory.canonicalize().expect("a directory that was just made")
     }
 
     /// Nothing but these folders, a path and a language is left of the environment.
@@ -104,23 +85,16 @@ impl Home {
         for name in ["PATH", "LLVM_PROFILE_FILE"] {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
-        command
-            .env("HOME", self.path())
-            .env("XDG_CACHE_HOME", self.cache());
-        command
-            .env("XDG_RUNTIME_DIR", self.runtime())
-            .env("TMPDIR", self.tmp());
+        command.env("HOME", self.path()).env("XDG_CACHE_HOME", self.cache());
+        command.env("XDG_RUNTIME_DIR", self.runtime()).env("TMPDIR", self.tmp());
         command.env("LANG", "C.UTF-8").env("RUST_BACKTRACE", "1");
     }
 
     /// A copy of a program which the owner can reach wherever the build folder is.
     pub(crate) fn copy_of(&self, program: &Path) -> PathBuf {
-        let copy = self
-            .path()
-            .join(program.file_name().expect("a program has a name"));
+        let copy = self.path().join(program.file_name().expect("a program has a name"));
         if !copy.exists() {
-            std::fs::copy(program, &copy)
-                .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+            std::fs::copy(program, &copy).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
             set_mode(&copy, 0o755);
         }
         copy
@@ -136,6 +110,5 @@ impl Home {
 }
 
 fn set_mode(path: &Path, mode: u32) {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .expect("one's own file can be changed");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("one's own file can be changed");
 }

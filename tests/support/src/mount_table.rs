@@ -21,19 +21,13 @@ pub struct MountEntry {
 
 /// The mounts at exactly this place, the topmost last.
 pub fn mounts_at(mountpoint: &Path) -> Vec<MountEntry> {
-    mounts()
-        .into_iter()
-        .filter(|entry| entry.mountpoint == mountpoint)
-        .collect()
+    mounts().into_iter().filter(|entry| entry.mountpoint == mountpoint).collect()
 }
 
 /// Every mount, in the kernel's order.
 pub fn mounts() -> Vec<MountEntry> {
     let table = std::fs::read("/proc/self/mountinfo").expect("/proc is mounted");
-    table
-        .split(|&byte| byte == b'\n')
-        .filter_map(parse)
-        .collect()
+    table.split(|&byte| byte == b'\n').filter_map(parse).collect()
 }
 
 fn parse(line: &[u8]) -> Option<MountEntry> {
@@ -58,13 +52,7 @@ fn unescape(field: &[u8]) -> OsString {
     let mut rest = field;
     while let [first, tail @ ..] = rest {
         match rest {
-            [
-                b'\\',
-                a @ b'0'..=b'3',
-                b @ b'0'..=b'7',
-                c @ b'0'..=b'7',
-                tail @ ..,
-            ] => {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] => {
                 bytes.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
                 rest = tail;
             }
@@ -83,17 +71,12 @@ mod tests {
 
     #[test]
     fn a_line_is_read_as_proc_5_says() {
-        let line = br"36 35 0:98 / /mnt/with\040space ro,noatime shared:1 master:2 - fuse.eo-mount eo-mount ro,user_id=0";
+        let line =
+            br"36 35 0:98 / /mnt/with\040space ro,noatime shared:1 master:2 - fuse.eo-mount eo-mount ro,user_id=0";
         let entry = parse(line).unwrap();
         assert_eq!(entry.mountpoint, Path::new("/mnt/with space"));
-        assert_eq!(
-            (entry.device.as_str(), entry.options.as_str()),
-            ("0:98", "ro,noatime")
-        );
-        assert_eq!(
-            (entry.fs_type.as_str(), entry.source.as_str()),
-            ("fuse.eo-mount", "eo-mount")
-        );
+        assert_eq!((entry.device.as_str(), entry.options.as_str()), ("0:98", "ro,noatime"));
+        assert_eq!((entry.fs_type.as_str(), entry.source.as_str()), ("fuse.eo-mount", "eo-mount"));
         assert_eq!(entry.super_options, "ro,user_id=0");
         assert_eq!(parse(b""), None);
         assert!(!mounts_at(Path::new("/proc")).is_empty());

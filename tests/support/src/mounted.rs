@@ -77,10 +77,7 @@ impl Mounted {
                 let log = mounted.log();
                 // Its result does not matter: we fail anyway.
                 let _ = mounted.end();
-                panic!(
-                    "{command:?} did not return within {limit:?}\nstderr: {}\nlog: {log}",
-                    said.stderr
-                )
+                panic!("{command:?} did not return within {limit:?}\nstderr: {}\nlog: {log}", said.stderr)
             }
         }
     }
@@ -97,48 +94,22 @@ impl Mounted {
             finished.is_some() || mounted.mount_entry().is_some()
         });
         if let Some(finished) = finished {
-            panic!(
-                "it ended with exit code {}\nstderr: {}\nlog: {}",
-                finished.code,
-                finished.stderr,
-                mounted.log()
-            );
+            panic!("it ended with exit code {}\nstderr: {}\nlog: {}", finished.code, finished.stderr, mounted.log());
         }
         if !there {
             let said = started.kill();
-            panic!(
-                "no mount within {limit:?}\nstderr: {}\nlog: {}",
-                said.stderr,
-                mounted.log()
-            );
+            panic!("no mount within {limit:?}\nstderr: {}\nlog: {}", said.stderr, mounted.log());
         }
         mounted.foreground = Some(started);
         mounted
     }
 
     fn from(prepared: Prepared) -> (Self, Command) {
-        let Prepared {
-            command,
-            program,
-            mountpoint,
-            home,
-            mark,
-        } = prepared;
+        let Prepared { command, program, mountpoint, home, mark } = prepared;
         // As the kernel will write it in its table.
         let mountpoint = mountpoint.canonicalize().unwrap_or(mountpoint);
         let before = mounts_at(&mountpoint).len();
-        (
-            Self {
-                mountpoint,
-                program,
-                home,
-                mark,
-                before,
-                foreground: None,
-                ended: false,
-            },
-            command,
-        )
+        (Self { mountpoint, program, home, mark, before, foreground: None, ended: false }, command)
     }
 
     /// The mountpoint.
@@ -164,10 +135,7 @@ impl Mounted {
 
     /// What a program in the foreground wrote to stderr so far; empty in the background.
     pub fn stderr(&self) -> String {
-        self.foreground
-            .as_ref()
-            .map(Started::stderr)
-            .unwrap_or_default()
+        self.foreground.as_ref().map(Started::stderr).unwrap_or_default()
     }
 
     /// What the kernel says of the mount; none when it is gone.
@@ -184,14 +152,9 @@ impl Mounted {
     #[track_caller]
     pub fn pid(&self) -> u32 {
         let all = self.processes();
-        let serves =
-            |&&pid: &&u32| processes::program(pid).is_some_and(|program| program == self.program);
+        let serves = |&&pid: &&u32| processes::program(pid).is_some_and(|program| program == self.program);
         *all.iter().find(serves).unwrap_or_else(|| {
-            panic!(
-                "no process runs {} for this mount (others: {all:?})\nlog: {}",
-                self.program.display(),
-                self.log()
-            )
+            panic!("no process runs {} for this mount (others: {all:?})\nlog: {}", self.program.display(), self.log())
         })
     }
 
@@ -219,20 +182,13 @@ impl Mounted {
         for pid in self.processes() {
             processes::kill(pid);
         }
-        assert!(
-            self.wait_ended(GRACE).is_some(),
-            "a killed process is still there"
-        );
+        assert!(self.wait_ended(GRACE).is_some(), "a killed process is still there");
     }
 
     /// Waits for all processes to end; none if they do not. The result of a command in the foreground; in the
     /// background there is nobody to ask, and its code is 0.
     pub fn wait_ended(&mut self, limit: Duration) -> Option<Finished> {
-        let quiet = Finished {
-            code: 0,
-            stdout: Vec::new(),
-            stderr: String::new(),
-        };
+        let quiet = Finished { code: 0, stdout: Vec::new(), stderr: String::new() };
         let finished = match &mut self.foreground {
             Some(started) => started.wait(limit)?,
             None => quiet,
@@ -250,11 +206,7 @@ impl Mounted {
 
     /// Politely, then lazily: a file that is still open somewhere keeps a mount busy.
     fn detach(&self) {
-        for (program, option) in [
-            ("fusermount3", "-u"),
-            ("fusermount3", "-uz"),
-            ("umount", "-l"),
-        ] {
+        for (program, option) in [("fusermount3", "-u"), ("fusermount3", "-uz"), ("umount", "-l")] {
             if self.mount_entry().is_none() {
                 return;
             }
@@ -285,11 +237,7 @@ impl Mounted {
         Err(format!(
             "{GRACE:?} after unmounting {} the processes {left:?} were still there and were killed{}",
             self.mountpoint.display(),
-            if still_mounted {
-                ", and so was the mount"
-            } else {
-                ""
-            }
+            if still_mounted { ", and so was the mount" } else { "" }
         ))
     }
 }

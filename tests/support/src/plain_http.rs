@@ -15,10 +15,7 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
@@ -30,10 +27,7 @@ pub fn request(
     headers: &[(&str, &str)],
     limit: Duration,
 ) -> io::Result<Answer> {
-    let to = address
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::other(format!("{address} is no address")))?;
+    let to = address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other(format!("{address} is no address")))?;
     let mut connection = TcpStream::connect_timeout(&to, limit)?;
     connection.set_read_timeout(Some(limit))?;
     connection.set_write_timeout(Some(limit))?;
@@ -45,12 +39,8 @@ pub fn request(
     connection.write_all(head.as_bytes())?;
     let mut bytes = Vec::new();
     connection.read_to_end(&mut bytes)?;
-    parse(&bytes).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            format!("{address}{path}: no HTTP answer"),
-        )
-    })
+    parse(&bytes)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, format!("{address}{path}: no HTTP answer")))
 }
 
 /// A GET with ten seconds of patience.
@@ -67,9 +57,5 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
         .collect();
-    Some(Answer {
-        status,
-        headers,
-        body: bytes[end + 4..].to_vec(),
-    })
+    Some(Answer { status, headers, body: bytes[end + 4..].to_vec() })
 }

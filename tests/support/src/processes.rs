@@ -14,10 +14,7 @@ pub fn kill(pid: u32) {
 
 /// Sends a signal. Nothing happens if the process is gone.
 pub fn signal(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .expect("a process id");
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
     let _ = kill_process(pid, signal);
 }
 
@@ -25,10 +22,7 @@ pub fn signal(pid: u32, signal: Signal) {
 pub fn is_alive(pid: u32) -> bool {
     // proc(5): the state is the first word behind the name in parentheses, which may itself hold any character.
     let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .iter()
-        .rposition(|&byte| byte == b')')
-        .and_then(|end| stat.get(end + 2));
+    let state = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
     state.is_some_and(|state| !b"ZX".contains(state))
 }
 
@@ -61,20 +55,14 @@ pub fn marked(name: &str, value: &str) -> Vec<u32> {
 
 /// Living processes, other than this one, with this among their arguments.
 pub fn with_argument(argument: &Path) -> Vec<u32> {
-    living(|pid| {
-        holds(
-            &format!("/proc/{pid}/cmdline"),
-            argument.as_os_str().as_encoded_bytes(),
-        )
-    })
+    living(|pid| holds(&format!("/proc/{pid}/cmdline"), argument.as_os_str().as_encoded_bytes()))
 }
 
 fn living(wanted: impl Fn(u32) -> bool) -> Vec<u32> {
     let own = std::process::id();
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|&pid| pid != own && wanted(pid) && is_alive(pid))
-        .collect()
+    pids.filter(|&pid| pid != own && wanted(pid) && is_alive(pid)).collect()
 }
 
 /// Items in these files end with a NUL each.
@@ -93,18 +81,12 @@ mod tests {
     #[test]
     fn a_process_is_found_by_its_variable_and_by_its_argument() {
         let value = std::process::id().to_string();
-        let mut child = Command::new("sleep")
-            .arg("613")
-            .env("TEST_PROCESSES", &value)
-            .spawn()
-            .unwrap();
+        let mut child = Command::new("sleep").arg("613").env("TEST_PROCESSES", &value).spawn().unwrap();
         let pid = child.id();
         let soon = std::time::Duration::from_secs(10);
         assert!(wait_until(soon, || marked("TEST_PROCESSES", &value) == [pid]));
         assert!(with_argument(Path::new("613")).contains(&pid));
-        assert!(
-            resident_bytes(pid).unwrap() > 0 && peak_resident_bytes(pid) >= resident_bytes(pid)
-        );
+        assert!(resident_bytes(pid).unwrap() > 0 && peak_resident_bytes(pid) >= resident_bytes(pid));
         kill(pid);
         assert!(wait_until(soon, || !is_alive(pid)), "a zombie is not alive");
         child.wait().unwrap();

@@ -66,29 +66,15 @@ impl RealRegistry {
 
         let child = match started.recv_timeout(PATIENCE) {
             Ok(Started::Child(child)) => child,
-            _ => panic!(
-                "docker-registry cannot be started through setpriv (apt-get install util-linux)"
-            ),
+            _ => panic!("docker-registry cannot be started through setpriv (apt-get install util-linux)"),
         };
-        let mut registry = Self {
-            address: String::new(),
-            child,
-            log,
-            reader: Some(reader),
-            directory,
-        };
+        let mut registry = Self { address: String::new(), child, log, reader: Some(reader), directory };
         match started.recv_timeout(PATIENCE) {
             Ok(Started::Listening(address)) => registry.address = address,
             _ => panic!("docker-registry does not listen: {}", registry.log()),
         }
-        let answers = || {
-            plain_http::get(&registry.address, "/v2/", &[]).is_ok_and(|answer| answer.status == 200)
-        };
-        assert!(
-            wait_until(PATIENCE, answers),
-            "docker-registry does not answer: {}",
-            registry.log()
-        );
+        let answers = || plain_http::get(&registry.address, "/v2/", &[]).is_ok_and(|answer| answer.status == 200);
+        assert!(wait_until(PATIENCE, answers), "docker-registry does not answer: {}", registry.log());
         registry
     }
 
@@ -104,10 +90,7 @@ impl RealRegistry {
 
     /// What it wrote to stderr so far.
     pub fn log(&self) -> String {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where it keeps its blobs.
@@ -128,14 +111,11 @@ impl RealRegistry {
     pub fn oras(&self, directory: &Path, arguments: &[&str]) -> Finished {
         let mut command = Command::new("oras");
         command.args(arguments).current_dir(directory);
-        command
-            .env("HOME", self.directory.path())
-            .env("DOCKER_CONFIG", self.directory.path());
+        command.env("HOME", self.directory.path()).env("DOCKER_CONFIG", self.directory.path());
         for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
             command.env_remove(proxy);
         }
-        run(&mut command, Duration::from_secs(300))
-            .expect_success(&format!("oras {}", arguments.join(" ")))
+        run(&mut command, Duration::from_secs(300)).expect_success(&format!("oras {}", arguments.join(" ")))
     }
 }
 
@@ -159,17 +139,10 @@ enum Started {
 /// `PR_SET_PDEATHSIG`. That is how it ends with the test program, even if nobody drops it.
 fn start_and_listen(config: &Path, log: &Mutex<String>, ready: &mpsc::Sender<Started>) {
     let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "--", "docker-registry", "serve"])
-        .arg(config);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.args(["--pdeathsig", "KILL", "--", "docker-registry", "serve"]).arg(config);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // REGISTRY_… variables would change the configuration.
-    command
-        .env_clear()
-        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     let Ok(mut child) = command.spawn() else {
         return;
     };

@@ -51,10 +51,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Finished {
         Some(finished) => finished,
         None => {
             let said = started.kill();
-            panic!(
-                "{command:?} did not end within {limit:?} and was killed; stderr: {}",
-                said.stderr
-            )
+            panic!("{command:?} did not end within {limit:?} and was killed; stderr: {}", said.stderr)
         }
     }
 }
@@ -83,25 +80,14 @@ impl Started {
     pub fn try_new(command: &mut Command) -> io::Result<Self> {
         let stdout = tempfile::tempfile()?;
         let stderr = tempfile::tempfile()?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(stdout.try_clone()?)
-            .stderr(stderr.try_clone()?)
-            .spawn()?;
-        Ok(Self {
-            child,
-            stdout,
-            stderr,
-        })
+        let child = command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).spawn()?;
+        Ok(Self { child, stdout, stderr })
     }
 
     pub fn wait(&mut self, limit: Duration) -> Option<Finished> {
         let mut status = None;
         wait_until(limit, || {
-            status = self
-                .child
-                .try_wait()
-                .expect("one's own child can be waited for");
+            status = self.child.try_wait().expect("one's own child can be waited for");
             status.is_some()
         });
         status.map(|status| self.finished(status))
@@ -110,10 +96,7 @@ impl Started {
     pub fn kill(&mut self) -> Finished {
         // An error says that it has ended already.
         let _ = self.child.kill();
-        let status = self
-            .child
-            .wait()
-            .expect("one's own child can be waited for");
+        let status = self.child.wait().expect("one's own child can be waited for");
         self.finished(status)
     }
 
@@ -123,9 +106,7 @@ impl Started {
 
     fn finished(&mut self, status: ExitStatus) -> Finished {
         Finished {
-            code: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             stdout: content(&self.stdout),
             stderr: self.stderr(),
         }
@@ -136,8 +117,7 @@ impl Started {
 fn content(file: &File) -> Vec<u8> {
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, 0)
-        .expect("a temporary file can be read");
+    file.read_exact_at(&mut bytes, 0).expect("a temporary file can be read");
     bytes
 }
 
@@ -167,18 +147,8 @@ mod tests {
 
     #[test]
     fn code_and_output_are_kept() {
-        let finished = run(
-            &mut shell("echo out; echo err >&2; exit 3"),
-            Duration::from_secs(30),
-        );
-        assert_eq!(
-            (
-                finished.code,
-                finished.text().as_str(),
-                finished.stderr.as_str()
-            ),
-            (3, "out\n", "err\n")
-        );
+        let finished = run(&mut shell("echo out; echo err >&2; exit 3"), Duration::from_secs(30));
+        assert_eq!((finished.code, finished.text().as_str(), finished.stderr.as_str()), (3, "out\n", "err\n"));
     }
 
     #[test]
@@ -197,9 +167,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "is not installed")]
     fn a_missing_program_is_said() {
-        run(
-            &mut Command::new("no-such-program-anywhere"),
-            Duration::from_secs(5),
-        );
+        run(&mut Command::new("no-such-program-anywhere"), Duration::from_secs(5));
     }
 }

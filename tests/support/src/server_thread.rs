@@ -13,18 +13,13 @@ pub(crate) struct ServerThread {
 
 impl ServerThread {
     /// `server` makes the future on the new thread, inside its runtime.
-    pub fn start<F: Future<Output = ()>>(
-        name: &str,
-        server: impl FnOnce() -> F + Send + 'static,
-    ) -> Self {
+    pub fn start<F: Future<Output = ()>>(name: &str, server: impl FnOnce() -> F + Send + 'static) -> Self {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .expect("a runtime can be made");
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
                 runtime.block_on(async {
                     tokio::select! {
                         () = async { server().await } => {}
@@ -33,10 +28,7 @@ impl ServerThread {
                 });
             })
             .expect("a thread can be started");
-        Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        }
+        Self { stop: Some(stop), thread: Some(thread) }
     }
 }
 

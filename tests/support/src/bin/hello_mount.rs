@@ -12,8 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use eo_mount_testing::mount_table::mounts_at;
 use eo_mount_testing::wait::wait_until;
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner,
-    MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, Request,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, MountOption, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, Request,
 };
 
 const TEXT: &[u8] = b"hello\n";
@@ -78,14 +78,7 @@ impl Filesystem for Hello {
         reply.data(TEXT.get(offset as usize..).unwrap_or_default());
     }
 
-    fn readdir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         if offset == 0 {
             let _full = reply.add(FILE, 1, FileType::RegularFile, "hello.txt");
         }
@@ -115,17 +108,10 @@ fn main() -> ExitCode {
     }
     // A session of its own, as a background process has; it keeps stderr, as a careless one does.
     let mut command = Command::new(std::env::current_exe().expect("a program"));
-    command
-        .args(&arguments)
-        .args(["-f", &reference])
-        .arg(&mountpoint)
-        .stdin(Stdio::null())
-        .process_group(0);
+    command.args(&arguments).args(["-f", &reference]).arg(&mountpoint).stdin(Stdio::null()).process_group(0);
     let before = mounts_at(&mountpoint).len();
     command.spawn().expect("this program again");
-    if wait_until(Duration::from_secs(20), || {
-        mounts_at(&mountpoint).len() > before
-    }) {
+    if wait_until(Duration::from_secs(20), || mounts_at(&mountpoint).len() > before) {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(3)

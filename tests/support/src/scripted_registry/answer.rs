@@ -25,14 +25,7 @@ pub(crate) struct Answer {
 impl Answer {
     pub fn whole(status: u16, content: Content) -> Self {
         let size = content.size();
-        Self {
-            status,
-            headers: Vec::new(),
-            content,
-            range: 0..size,
-            length: Some(size),
-            ending: Ending::Complete,
-        }
+        Self { status, headers: Vec::new(), content, range: 0..size, length: Some(size), ending: Ending::Complete }
     }
 
     pub fn text(status: u16, media_type: &str, body: impl Into<Bytes>) -> Self {
@@ -56,8 +49,7 @@ impl Answer {
     }
 
     pub fn remove(&mut self, name: &str) {
-        self.headers
-            .retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+        self.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
     }
 
     /// Sends other bytes instead.
@@ -78,14 +70,7 @@ impl Answer {
             response = response.header("Content-Length", length);
         }
         response
-            .body(ScriptedBody::new(
-                self.content,
-                self.range,
-                self.ending,
-                record,
-            ))
-            .unwrap_or_else(|error| {
-                panic!("the script asks for a header that HTTP cannot send: {error}")
-            })
+            .body(ScriptedBody::new(self.content, self.range, self.ending, record))
+            .unwrap_or_else(|error| panic!("the script asks for a header that HTTP cannot send: {error}"))
     }
 }

@@ -36,8 +36,7 @@ impl Descriptor {
     }
 
     pub fn to_json(&self) -> Value {
-        let mut value =
-            json!({"mediaType": self.media_type, "digest": self.digest, "size": self.size});
+        let mut value = json!({"mediaType": self.media_type, "digest": self.digest, "size": self.size});
         if !self.annotations.is_empty() {
             value["annotations"] = json!(self.annotations);
         }
@@ -88,9 +87,7 @@ impl Artifact {
     pub fn layer(mut self, title: Option<&str>, media_type: &str, bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         let mut descriptor = Descriptor::of(&bytes, media_type);
-        descriptor
-            .annotations
-            .extend(title.map(|title| (TITLE.to_owned(), title.to_owned())));
+        descriptor.annotations.extend(title.map(|title| (TITLE.to_owned(), title.to_owned())));
         self.layers.push((descriptor, Some(bytes)));
         self
     }
@@ -103,9 +100,7 @@ impl Artifact {
     /// A layer whose blob was put into the registry by itself, or is meant to be missing.
     pub fn layer_of(mut self, title: Option<&str>, descriptor: Descriptor) -> Self {
         let mut descriptor = descriptor;
-        descriptor
-            .annotations
-            .extend(title.map(|title| (TITLE.to_owned(), title.to_owned())));
+        descriptor.annotations.extend(title.map(|title| (TITLE.to_owned(), title.to_owned())));
         self.layers.push((descriptor, None));
         self
     }
@@ -128,10 +123,7 @@ impl Artifact {
 
     /// Descriptors of the layers, in their order.
     pub fn layers(&self) -> Vec<Descriptor> {
-        self.layers
-            .iter()
-            .map(|(descriptor, _)| descriptor.clone())
-            .collect()
+        self.layers.iter().map(|(descriptor, _)| descriptor.clone()).collect()
     }
 
     /// The manifest's bytes.
@@ -141,11 +133,7 @@ impl Artifact {
         if self.config.is_none() {
             config_json["data"] = json!("e30=");
         }
-        let layers: Vec<Value> = self
-            .layers
-            .iter()
-            .map(|(descriptor, _)| descriptor.to_json())
-            .collect();
+        let layers: Vec<Value> = self.layers.iter().map(|(descriptor, _)| descriptor.to_json()).collect();
         let mut manifest = Map::new();
         manifest.insert("schemaVersion".into(), json!(2));
         manifest.insert("mediaType".into(), json!(MANIFEST_TYPE));
@@ -174,48 +162,35 @@ impl Artifact {
     /// Writes an OCI image layout, which may hold other artifacts already; the manifest's descriptor.
     pub fn write_layout(&self, directory: &Path, tag: &str) -> Descriptor {
         let write = |path: &Path, bytes: &[u8]| {
-            std::fs::write(path, bytes)
-                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            std::fs::write(path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         };
         let blobs = directory.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs)
-            .unwrap_or_else(|error| panic!("{}: {error}", blobs.display()));
+        std::fs::create_dir_all(&blobs).unwrap_or_else(|error| panic!("{}: {error}", blobs.display()));
         let manifest = self.manifest();
-        for bytes in self
-            .blobs()
-            .into_iter()
-            .chain([Bytes::from(manifest.clone())])
-        {
+        for bytes in self.blobs().into_iter().chain([Bytes::from(manifest.clone())]) {
             write(&blobs.join(&sha256(&bytes)["sha256:".len()..]), &bytes);
         }
-        write(
-            &directory.join("oci-layout"),
-            br#"{"imageLayoutVersion":"1.0.0"}"#,
-        );
+        write(&directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#);
         let index = directory.join("index.json");
         let mut manifests = match std::fs::read(&index) {
-            Ok(bytes) => serde_json::from_slice::<Value>(&bytes)
-                .expect("an index written by this function")["manifests"]
-                .take(),
+            Ok(bytes) => {
+                serde_json::from_slice::<Value>(&bytes).expect("an index written by this function")["manifests"].take()
+            }
             Err(_) => json!([]),
         };
         let descriptor = Descriptor::of(&manifest, MANIFEST_TYPE);
         let mut entry = descriptor.to_json();
         entry["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
         entry["artifactType"] = json!(self.artifact_type);
-        manifests
-            .as_array_mut()
-            .expect("a list of manifests")
-            .push(entry);
-        let text = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
+        manifests.as_array_mut().expect("a list of manifests").push(entry);
+        let text =
+            json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
         write(&index, text.to_string().as_bytes());
         descriptor
     }
 
     fn config_blob(&self) -> (Bytes, String) {
-        self.config
-            .clone()
-            .unwrap_or_else(|| (Bytes::from_static(b"{}"), EMPTY_TYPE.to_owned()))
+        self.config.clone().unwrap_or_else(|| (Bytes::from_static(b"{}"), EMPTY_TYPE.to_owned()))
     }
 
     fn blobs(&self) -> Vec<Bytes> {

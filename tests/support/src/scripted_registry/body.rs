@@ -41,20 +41,8 @@ pub(crate) struct ScriptedBody {
 }
 
 impl ScriptedBody {
-    pub fn new(
-        content: Content,
-        range: std::ops::Range<u64>,
-        ending: Ending,
-        record: Arc<Record>,
-    ) -> Self {
-        Self {
-            content,
-            at: range.start,
-            end: range.end,
-            ending,
-            record,
-            flush: None,
-        }
+    pub fn new(content: Content, range: std::ops::Range<u64>, ending: Ending, record: Arc<Record>) -> Self {
+        Self { content, at: range.start, end: range.end, ending, record, flush: None }
     }
 }
 
@@ -81,10 +69,7 @@ impl Body for ScriptedBody {
     type Data = Bytes;
     type Error = Cut;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if self.at < self.end {
             let next = self.end.min(self.at + FRAME);
             let bytes = self.content.read(self.at..next);
@@ -96,9 +81,7 @@ impl Body for ScriptedBody {
             Ending::Complete => Poll::Ready(None),
             Ending::Stall => Poll::Pending,
             Ending::Cut => {
-                let flush = self
-                    .flush
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(FLUSH)));
+                let flush = self.flush.get_or_insert_with(|| Box::pin(tokio::time::sleep(FLUSH)));
                 flush.as_mut().poll(context).map(|()| Some(Err(Cut)))
             }
         }

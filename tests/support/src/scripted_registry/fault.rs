@@ -69,15 +69,9 @@ impl Fault {
                     answer.set(name, value);
                 }
             }
-            Self::Redirect(to) => {
-                *answer = Answer::text(307, "text/plain", "").with("Location", to)
-            }
+            Self::Redirect(to) => *answer = Answer::text(307, "text/plain", "").with("Location", to),
             Self::GarbageBody => {
-                *answer = Answer::text(
-                    200,
-                    "text/html",
-                    "<html><body>Please log in to this network</body></html>",
-                );
+                *answer = Answer::text(200, "text/html", "<html><body>Please log in to this network</body></html>");
             }
             Self::IgnoreRange => {
                 answer.remove("Content-Range");
@@ -87,9 +81,7 @@ impl Fault {
                 answer.range = 0..answer.content.size();
                 answer.length = Some(answer.range.end);
             }
-            Self::WrongContentRange => {
-                content_range(answer, start + 1..end + 1, answer.content.size())
-            }
+            Self::WrongContentRange => content_range(answer, start + 1..end + 1, answer.content.size()),
             Self::ContentRangeMissing => answer.remove("Content-Range"),
             Self::WrongTotal => content_range(answer, start..end, answer.content.size() + 1),
             Self::ShorterRange => {
@@ -136,14 +128,7 @@ impl Fault {
 /// Leaves answers alone that are not to a range.
 fn content_range(answer: &mut Answer, range: Range<u64>, total: u64) {
     if answer.status == 206 {
-        answer.set(
-            "Content-Range",
-            format!(
-                "bytes {}-{}/{total}",
-                range.start,
-                range.end.saturating_sub(1)
-            ),
-        );
+        answer.set("Content-Range", format!("bytes {}-{}/{total}", range.start, range.end.saturating_sub(1)));
     }
 }
 
@@ -165,10 +150,7 @@ impl Matcher {
     }
 
     pub fn kind(kind: Kind) -> Self {
-        Self {
-            kinds: Some(vec![kind]),
-            ..Self::default()
-        }
+        Self { kinds: Some(vec![kind]), ..Self::default() }
     }
 
     /// Every blob that is no config.
@@ -187,10 +169,7 @@ impl Matcher {
 
     /// Paths that hold this text.
     pub fn path(part: &str) -> Self {
-        Self {
-            path: Some(part.to_owned()),
-            ..Self::default()
-        }
+        Self { path: Some(part.to_owned()), ..Self::default() }
     }
 
     /// `GET` or `HEAD`.
@@ -219,29 +198,15 @@ impl Matcher {
 
     fn fits(&self, request: &Request) -> bool {
         let range = request.byte_range();
-        self.kinds
-            .as_ref()
-            .is_none_or(|kinds| kinds.contains(&request.kind))
-            && self
-                .method
-                .as_ref()
-                .is_none_or(|method| *method == request.method)
-            && self
-                .path
-                .as_ref()
-                .is_none_or(|part| request.path.contains(part.as_str()))
-            && self
-                .range
-                .as_ref()
-                .is_none_or(|wanted| range.as_ref() == Some(wanted))
-            && self
-                .touches
-                .as_ref()
-                .is_none_or(|wanted| match (&range, &request.range) {
-                    (Some(range), _) => range.start < wanted.end && wanted.start < range.end,
-                    (None, Some(_)) => false,
-                    (None, None) => true,
-                })
+        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&request.kind))
+            && self.method.as_ref().is_none_or(|method| *method == request.method)
+            && self.path.as_ref().is_none_or(|part| request.path.contains(part.as_str()))
+            && self.range.as_ref().is_none_or(|wanted| range.as_ref() == Some(wanted))
+            && self.touches.as_ref().is_none_or(|wanted| match (&range, &request.range) {
+                (Some(range), _) => range.start < wanted.end && wanted.start < range.end,
+                (None, Some(_)) => false,
+                (None, None) => true,
+            })
     }
 }
 
@@ -270,19 +235,8 @@ pub(super) struct Planned {
 impl Planned {
     pub fn new(matcher: Matcher, fault: Fault, times: u32) -> (Self, Script) {
         let met = Arc::new(AtomicU32::new(0));
-        let script = Script {
-            met: Arc::clone(&met),
-        };
-        (
-            Self {
-                matcher,
-                fault,
-                left: times,
-                seen: 0,
-                met,
-            },
-            script,
-        )
+        let script = Script { met: Arc::clone(&met) };
+        (Self { matcher, fault, left: times, seen: 0, met }, script)
     }
 }
 

@@ -56,23 +56,14 @@ impl ScriptedRegistry {
     /// An empty registry on a free port of 127.0.0.1, open to everybody.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port on the loopback interface");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket can be made non-blocking");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        listener.set_nonblocking(true).expect("a socket can be made non-blocking");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Shared::default();
         let (commands, orders) = tokio::sync::mpsc::unbounded_channel();
         let for_server = shared.clone();
         let name = format!("registry-{}", address.port());
         let thread = ServerThread::start(&name, move || serve::serve(listener, for_server, orders));
-        Self {
-            address,
-            shared,
-            commands,
-            _thread: thread,
-        }
+        Self { address, shared, commands, _thread: thread }
     }
 
     /// `127.0.0.1:port`.
@@ -95,10 +86,7 @@ impl ScriptedRegistry {
         let bytes = bytes.into();
         let digest = sha256(&bytes);
         let size = bytes.len() as u64;
-        self.shared
-            .lock()
-            .blobs
-            .insert(digest.clone(), Content::Held(bytes));
+        self.shared.lock().blobs.insert(digest.clone(), Content::Held(bytes));
         self.descriptor(digest, size)
     }
 
@@ -106,10 +94,7 @@ impl ScriptedRegistry {
     pub fn put_blob_as(&self, digest: &str, bytes: impl Into<Bytes>) -> Descriptor {
         let bytes = bytes.into();
         let size = bytes.len() as u64;
-        self.shared
-            .lock()
-            .blobs
-            .insert(digest.to_owned(), Content::Held(bytes));
+        self.shared.lock().blobs.insert(digest.to_owned(), Content::Held(bytes));
         self.descriptor(digest.to_owned(), size)
     }
 
@@ -120,21 +105,13 @@ impl ScriptedRegistry {
         digest: &str,
         fill: impl Fn(u64, &mut [u8]) + Send + Sync + 'static,
     ) -> Descriptor {
-        let content = Content::Made {
-            size,
-            fill: Arc::new(fill),
-        };
+        let content = Content::Made { size, fill: Arc::new(fill) };
         self.shared.lock().blobs.insert(digest.to_owned(), content);
         self.descriptor(digest.to_owned(), size)
     }
 
     fn descriptor(&self, digest: String, size: u64) -> Descriptor {
-        Descriptor {
-            digest,
-            size,
-            media_type: TAR_TYPE.to_owned(),
-            annotations: BTreeMap::new(),
-        }
+        Descriptor { digest, size, media_type: TAR_TYPE.to_owned(), annotations: BTreeMap::new() }
     }
 
     /// The bytes need not be a manifest. Served as their `mediaType` says, or as an image manifest. The digest.
@@ -142,19 +119,12 @@ impl ScriptedRegistry {
         let bytes = bytes.into();
         let digest = sha256(&bytes);
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let media_type = json["mediaType"]
-            .as_str()
-            .unwrap_or(MANIFEST_TYPE)
-            .to_owned();
+        let media_type = json["mediaType"].as_str().unwrap_or(MANIFEST_TYPE).to_owned();
         let mut state = self.shared.lock();
-        state
-            .configs
-            .extend(json["config"]["digest"].as_str().map(str::to_owned));
+        state.configs.extend(json["config"]["digest"].as_str().map(str::to_owned));
         let manifests = state.manifests.entry(repository.to_owned()).or_default();
         manifests.insert(digest.clone(), Manifest { media_type, bytes });
-        state
-            .tags
-            .insert((repository.to_owned(), tag.to_owned()), digest.clone());
+        state.tags.insert((repository.to_owned(), tag.to_owned()), digest.clone());
         digest
     }
 
@@ -178,20 +148,12 @@ impl ScriptedRegistry {
 
     /// All requests since the start or the last [`reset`](Self::reset), in the order of their arrival.
     pub fn requests(&self) -> Vec<Request> {
-        self.shared
-            .lock()
-            .requests
-            .iter()
-            .map(|record| record.snapshot())
-            .collect()
+        self.shared.lock().requests.iter().map(|record| record.snapshot()).collect()
     }
 
     /// Requests of one kind.
     pub fn requests_of(&self, kind: Kind) -> Vec<Request> {
-        self.requests()
-            .into_iter()
-            .filter(|request| request.kind == kind)
-            .collect()
+        self.requests().into_iter().filter(|request| request.kind == kind).collect()
     }
 
     /// Requests for blobs that are no config.
@@ -201,10 +163,7 @@ impl ScriptedRegistry {
 
     /// Bytes of blobs sent, configs apart.
     pub fn blob_bytes(&self) -> u64 {
-        self.requests_of(Kind::Blob)
-            .iter()
-            .map(|request| request.sent)
-            .sum()
+        self.requests_of(Kind::Blob).iter().map(|request| request.sent).sum()
     }
 
     /// Forgets the requests and connections; keeps blobs, manifests, faults and tokens.

@@ -40,19 +40,12 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The range asked for, if it is a single one with both ends.
     pub fn byte_range(&self) -> Option<Range<u64>> {
-        let (start, last) = self
-            .range
-            .as_deref()?
-            .strip_prefix("bytes=")?
-            .split_once('-')?;
+        let (start, last) = self.range.as_deref()?.strip_prefix("bytes=")?.split_once('-')?;
         Some(start.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?)
     }
 
@@ -72,11 +65,7 @@ pub(crate) struct Record {
 
 impl Record {
     pub fn new(request: Request) -> Arc<Self> {
-        Arc::new(Self {
-            request,
-            status: AtomicU16::new(0),
-            sent: AtomicU64::new(0),
-        })
+        Arc::new(Self { request, status: AtomicU16::new(0), sent: AtomicU64::new(0) })
     }
 
     pub fn snapshot(&self) -> Request {

@@ -29,14 +29,8 @@ enum Door {
     Closed(TcpSocket),
 }
 
-pub(super) async fn serve(
-    listener: std::net::TcpListener,
-    shared: Shared,
-    mut commands: UnboundedReceiver<Command>,
-) {
-    let address = listener
-        .local_addr()
-        .expect("a bound socket has an address");
+pub(super) async fn serve(listener: std::net::TcpListener, shared: Shared, mut commands: UnboundedReceiver<Command>) {
+    let address = listener.local_addr().expect("a bound socket has an address");
     let listener = TcpListener::from_std(listener).expect("a listening socket can be watched");
     let mut door = Door::Open(listener);
     let mut connections = JoinSet::new();
@@ -70,12 +64,10 @@ pub(super) async fn serve(
 
 fn bound(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("a socket can be made");
+    socket.set_reuseaddr(true).expect("a socket can be told to reuse its address");
     socket
-        .set_reuseaddr(true)
-        .expect("a socket can be told to reuse its address");
-    socket.bind(address).unwrap_or_else(|error| {
-        panic!("the registry's own port {address} cannot be taken again: {error}")
-    });
+        .bind(address)
+        .unwrap_or_else(|error| panic!("the registry's own port {address} cannot be taken again: {error}"));
     socket
 }
 
@@ -96,9 +88,7 @@ async fn converse(stream: TcpStream, shared: Shared, address: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| answer(request, shared.clone(), address));
     // Clients that hang up and connections that the script cuts end here; both are part of the play.
-    let _ = http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn answer(
@@ -116,17 +106,9 @@ async fn answer(
             headers: http
                 .headers()
                 .iter()
-                .map(|(name, value)| {
-                    (
-                        name.to_string(),
-                        String::from_utf8_lossy(value.as_bytes()).into_owned(),
-                    )
-                })
+                .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
                 .collect(),
-            range: http
-                .headers()
-                .get("range")
-                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            range: http.headers().get("range").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
             status: 0,
             sent: 0,
         };
@@ -143,9 +125,7 @@ async fn answer(
             _ => {}
         }
     }
-    let mut answer = shared
-        .lock()
-        .answer(&record.request, &format!("http://{address}"));
+    let mut answer = shared.lock().answer(&record.request, &format!("http://{address}"));
     for fault in &faults {
         fault.apply(&mut answer);
     }

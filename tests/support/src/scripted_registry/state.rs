@@ -40,22 +40,15 @@ pub(super) struct Shared(Arc<Mutex<State>>);
 impl Shared {
     /// A panic of the other side leaves nothing half-done here.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 /// What a path of the distribution API names.
 pub(super) enum Target<'a> {
     Ping,
-    Manifest {
-        repository: &'a str,
-        reference: &'a str,
-    },
-    Blob {
-        digest: &'a str,
-    },
+    Manifest { repository: &'a str, reference: &'a str },
+    Blob { digest: &'a str },
     Token,
     Other,
 }
@@ -66,19 +59,12 @@ impl<'a> Target<'a> {
             return Self::Token;
         }
         let Some(rest) = path.strip_prefix("/v2/") else {
-            return if path == "/v2" {
-                Self::Ping
-            } else {
-                Self::Other
-            };
+            return if path == "/v2" { Self::Ping } else { Self::Other };
         };
         if rest.is_empty() {
             Self::Ping
         } else if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
-            Self::Manifest {
-                repository,
-                reference,
-            }
+            Self::Manifest { repository, reference }
         } else if let Some((_, digest)) = rest.rsplit_once("/blobs/") {
             Self::Blob { digest }
         } else {
@@ -106,9 +92,7 @@ impl State {
             return self.issue_token();
         }
         if let Some(tokens) = &self.tokens {
-            let token = request
-                .header("authorization")
-                .and_then(|value| value.strip_prefix("Bearer "));
+            let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
             if token.is_none_or(|token| !tokens.contains(token)) {
                 return challenge(&request.path, token.is_some(), origin);
             }
@@ -118,10 +102,7 @@ impl State {
         }
         match target {
             Target::Ping => Answer::text(200, "application/json", "{}"),
-            Target::Manifest {
-                repository,
-                reference,
-            } => self.manifest(repository, reference),
+            Target::Manifest { repository, reference } => self.manifest(repository, reference),
             Target::Blob { digest } => self.blob(digest, request.range.as_deref()),
             Target::Token | Target::Other => Answer::error(404, "NOT_FOUND", "no such page"),
         }
@@ -152,10 +133,7 @@ impl State {
             None => {}
             Some(Some(range)) => {
                 answer.status = 206;
-                answer.set(
-                    "Content-Range",
-                    format!("bytes {}-{}/{size}", range.start, range.end - 1),
-                );
+                answer.set("Content-Range", format!("bytes {}-{}/{size}", range.start, range.end - 1));
                 answer.length = Some(range.end - range.start);
                 answer.range = range;
             }
@@ -185,10 +163,9 @@ impl State {
 
 fn challenge(path: &str, had_token: bool, origin: &str) -> Answer {
     let mut value = format!("Bearer realm=\"{origin}/token\",service=\"scripted-registry\"");
-    let repository = path.strip_prefix("/v2/").and_then(|rest| {
-        rest.rsplit_once("/manifests/")
-            .or_else(|| rest.rsplit_once("/blobs/"))
-    });
+    let repository = path
+        .strip_prefix("/v2/")
+        .and_then(|rest| rest.rsplit_once("/manifests/").or_else(|| rest.rsplit_once("/blobs/")));
     if let Some((repository, _)) = repository {
         value.push_str(&format!(",scope=\"repository:{repository}:pull\""));
     }
