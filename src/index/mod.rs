@@ -13,6 +13,7 @@
 
 mod build;
 mod error;
+mod header;
 mod layer;
 mod limits;
 mod member;
