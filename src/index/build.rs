@@ -246,6 +246,9 @@ impl LayerIndexBuilder {
             );
             return Ok(());
         };
+        if parts(&member.path).eq(parts(&member.link)) {
+            return Ok(());
+        }
         if self.kind(target) == Some(Kind::Directory) {
             self.warn(&member.path, "left out: a hard link to a directory");
             return Ok(());

@@ -104,6 +104,26 @@ impl Scanner {
         }
     }
 
+    /// Starts in the middle, at a byte where a member's first header is thought to be. What it finds is the archive's only if
+    /// a scanner from the start comes to that very byte (see [`Self::position`]) and has no [`Self::has_global_records`].
+    pub fn starting_at(offset: u64, blob_size: u64, limits: Limits) -> Self {
+        Self {
+            pos: offset.min(blob_size),
+            ..Self::new(blob_size, limits)
+        }
+    }
+
+    /// Where the next member's first header is due; `None` in the middle of its headers, at the end, and after an error.
+    pub fn position(&self) -> Option<u64> {
+        let between = matches!(self.state, State::Header) && self.pending.header.is_none();
+        between.then_some(self.pos)
+    }
+
+    /// Whether records of a global header change what the next members' headers say.
+    pub fn has_global_records(&self) -> bool {
+        self.global != Records::default()
+    }
+
     /// `at` is the blob's byte that `bytes` starts with. Any window will do, the same bytes may come again: what does not
     /// help is answered by [`Step::Need`]. Only headers are needed, never the members' data.
     pub fn step(&mut self, at: u64, bytes: &[u8]) -> Result<Step, ScanError> {
@@ -248,6 +268,12 @@ impl Scanner {
         }
         Ok(())
     }
+}
+
+/// Whether a block is a header: its checksum holds. A search for members starts with it; data may look like one by intent.
+pub fn is_header(block: &[u8]) -> bool {
+    <&[u8; BLOCK as usize]>::try_from(block)
+        .is_ok_and(|block| block.iter().any(|&byte| byte != 0) && header::checksum_holds(block))
 }
 
 /// The bytes of `range`, if the window covers it. An empty range, at the blob's end, is covered by anything.

@@ -652,3 +652,40 @@ fn archives_of_the_tar_crate_and_of_tar_core() {
         );
     }
 }
+
+#[test]
+fn a_scanner_that_starts_in_the_middle_joins_one_from_the_start() {
+    let blob = [
+        file("a", b"hi"),
+        pax(b'x', &[("mtime", "5")]),
+        file("b", b"hi"),
+        pax(b'g', &[("mtime", "7")]),
+        end(),
+    ]
+    .concat();
+    let whole = members_of(&blob, Limits::default()).unwrap().0;
+    assert!(
+        is_header(&blob[1024..1536]) && !is_header(&blob[512..1024]) && !is_header(&blob[..100])
+    );
+    assert!(!is_header(&[0; 512]));
+    let size = blob.len() as u64;
+    let mut first = Scanner::new(size, Limits::default());
+    assert_eq!(first.step(0, &blob), Ok(Step::Member(whole[0].clone())));
+    assert_eq!(
+        (first.position(), first.has_global_records()),
+        (Some(1024), false)
+    );
+    let mut second = Scanner::starting_at(1024, size, Limits::default());
+    assert_eq!(second.step(0, &blob), Ok(Step::Member(whole[1].clone())));
+    assert_eq!(second.step(0, &blob), Ok(Step::End { trailing: false }));
+    assert_eq!(
+        (second.position(), second.has_global_records()),
+        (None, true)
+    );
+    let mut half = Scanner::new(size, Limits::default());
+    assert!(matches!(half.step(0, &blob[..1540]), Ok(Step::Member(_))));
+    assert_eq!(half.step(0, &blob[..1540]), Ok(Step::Need(1536..1547)));
+    assert_eq!(half.position(), None);
+    let mut nowhere = Scanner::starting_at(u64::MAX, size, Limits::default());
+    assert!(nowhere.step(0, &blob).is_ok());
+}
