@@ -5,6 +5,7 @@
 
 mod build;
 mod error;
+mod header;
 mod layer;
 mod limits;
 mod member;
@@ -22,4 +23,4 @@ pub use layer::{Dirent, Entry, EntryId, LayerIndex, Segment, Segments};
 pub use limits::Limits;
 pub use member::{Kind, Member, MemberKind, Mtime, SparseExtent};
 pub use path::parts;
-pub use scan::{BLOCK, Scanner, Step, TAIL};
+pub use scan::{BLOCK, Scanner, Step, TAIL, is_header};

@@ -251,7 +251,9 @@ mod tests {
 
     #[test]
     fn values_hold_any_byte_and_a_damaged_record_is_an_error() {
-        let records = parse(b"13 path=a=\xff\n\n23 SCHILY.xattr.u=\0\n\n\n28 SCHILY.xattr.a%3D%25%b=1\n").unwrap();
+        let records =
+            parse(b"13 path=a=\xff\n\n22 SCHILY.xattr.u=\0\n\n\n28 SCHILY.xattr.a%3D%25%b=1\n")
+                .unwrap();
         assert_eq!(records.path, Some(Some(b"a=\xff\n".to_vec())));
         assert_eq!(records.xattrs[0], (b"u".to_vec(), b"\0\n\n".to_vec()));
         assert_eq!(records.xattrs[1], (b"a=%%b".to_vec(), b"1".to_vec()));
@@ -265,11 +267,10 @@ mod tests {
             (b"1 path=a\n", "a record without its newline"),
             (b"7path=a\n", "a record without its newline"),
             (b"8path=a\n", "a record without a blank"),
-            (b"7 path\n", "a record without its newline"),
+            (b"7 path\n", "a record without '='"),
             (b"8 pathh\n", "a record without '='"),
-            (b"10 size=x\n", "a record without its newline"),
             (b"9 size=x\n", "a size that is no number"),
-            (b"10 size=-1\n", "a size that is no number"),
+            (b"11 size=-1\n", "a size that is no number"),
         ] {
             assert_eq!(parse(data), Err(what), "{}", String::from_utf8_lossy(data));
         }

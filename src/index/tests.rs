@@ -1,1 +1,13 @@
+//! Archives made by hand, block by block, and what must come of them. What GNU tar 1.34 makes of the odd ones was tried.
 
+use proptest::prelude::*;
+
+use super::*;
+
+mod archive;
+mod damage;
+mod dialects;
+mod properties;
+mod tree;
+
+use archive::*;
