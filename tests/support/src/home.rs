@@ -24,6 +24,7 @@ impl Default for Home {
 }
 
 impl Home {
+    /// Belongs to whoever runs the tests.
     pub fn new() -> Self {
         let directory = tempfile::Builder::new()
             .prefix("eo-mount-test.")
@@ -58,6 +59,7 @@ impl Home {
         home
     }
 
+    /// The directory itself, which is `HOME`.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }

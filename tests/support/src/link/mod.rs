@@ -52,6 +52,7 @@ pub struct Shape {
 /// from the server that depends on the seed and on n alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Cuts {
+    /// Another seed, other cuts.
     pub seed: u64,
     /// The mean number of cuts in a MiB from the server.
     pub per_mebibyte: f64,
