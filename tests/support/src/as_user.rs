@@ -7,8 +7,11 @@ use std::process::Command;
 /// A line of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
+    /// The login name.
     pub name: String,
+    /// The user's number.
     pub uid: u32,
+    /// The number of the user's own group.
     pub gid: u32,
 }
 

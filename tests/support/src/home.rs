@@ -24,6 +24,7 @@ impl Default for Home {
 }
 
 impl Home {
+    /// Belongs to whoever runs the tests.
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("eo-mount-test.").tempdir().expect("a temporary directory");
         let home = Self { directory: Arc::new(directory), owner: None };
@@ -44,6 +45,7 @@ impl Home {
         home
     }
 
+    /// The directory itself, which is `HOME`.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }

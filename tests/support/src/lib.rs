@@ -5,11 +5,14 @@
 //! cannot go on without (a missing program, a server that does not start) panics with a sentence that
 //! says what to do.
 
+#![warn(missing_docs)]
+
 pub mod as_user;
 pub mod digest;
 pub mod eo_mount;
 pub mod fixtures;
 pub mod home;
+pub mod link;
 pub mod mount_table;
 pub mod mounted;
 pub mod plain_http;
@@ -24,6 +27,7 @@ pub use as_user::User;
 pub use digest::sha256;
 pub use eo_mount::EoMount;
 pub use home::Home;
+pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;
 pub use real_registry::RealRegistry;
 pub use run::{Finished, run};

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 pub struct MountEntry {
     /// `major:minor`, which names the mount's folder in `/sys/class/bdi`.
     pub device: String,
+    /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// Of the mount, such as `ro,nosuid,nodev,relatime`.
     pub options: String,
     /// Such as `fuse.eo-mount`.
     pub fs_type: String,
+    /// What is mounted, as `mount` shows it in front.
     pub source: String,
     /// Of the file system, such as `ro,user_id=0,group_id=0`.
     pub super_options: String,

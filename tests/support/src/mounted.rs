@@ -15,6 +15,7 @@
 //! assert_eq!((refused.code, refused.stderr.lines().count()), (1, 1));
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -122,6 +123,7 @@ impl Mounted {
         self.mountpoint.join(path)
     }
 
+    /// The home of the program, with its cache and its temporary files.
     pub fn home(&self) -> &Home {
         &self.home
     }
@@ -188,12 +190,22 @@ impl Mounted {
     /// Waits for all processes to end; none if they do not. The result of a command in the foreground; in the
     /// background there is nobody to ask, and its code is 0.
     pub fn wait_ended(&mut self, limit: Duration) -> Option<Finished> {
-        let quiet = Finished { code: 0, stdout: Vec::new(), stderr: String::new() };
+        let mut seen: BTreeSet<u32> = self.processes().into_iter().collect();
+        let quiet = Finished {
+            code: 0,
+            stdout: Vec::new(),
+            stderr: String::new(),
+        };
         let finished = match &mut self.foreground {
             Some(started) => started.wait(limit)?,
             None => quiet,
         };
-        wait_until(limit, || self.processes().is_empty()).then_some(finished)
+        let ended = wait_until(limit, || {
+            // An ending process loses its environment first, and its files, with the mount, later.
+            seen.extend(self.processes());
+            !seen.iter().copied().any(processes::is_alive)
+        });
+        ended.then_some(finished)
     }
 
     /// Unmounts with `fusermount3 -u`. Panics unless mount and process are gone soon after.

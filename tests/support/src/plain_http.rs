@@ -7,13 +7,16 @@ use std::time::Duration;
 /// An answer as it came.
 #[derive(Debug, Clone)]
 pub struct Answer {
+    /// The status code.
     pub status: u16,
+    /// In their order, names as the server wrote them.
     pub headers: Vec<(String, String)>,
     /// What came before the connection ended, with no regard to `Content-Length`.
     pub body: Vec<u8>,
 }
 
 impl Answer {
+    /// The first header of this name, in whatever case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }

@@ -18,12 +18,20 @@ pub fn signal(pid: u32, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 
-/// Neither gone nor a zombie.
+/// Whether any of its threads is neither gone nor a zombie: only then are its files closed, and its mounts dead.
 pub fn is_alive(pid: u32) -> bool {
-    // proc(5): the state is the first word behind the name in parentheses, which may itself hold any character.
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
-    state.is_some_and(|state| !b"ZX".contains(state))
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().any(|thread| {
+        // proc(5): the state is the first word behind the name in parentheses, which may itself hold any character.
+        let stat = fs::read(thread.path().join("stat")).unwrap_or_default();
+        let state = stat
+            .iter()
+            .rposition(|&byte| byte == b')')
+            .and_then(|end| stat.get(end + 2));
+        state.is_some_and(|state| !b"ZX".contains(state))
+    })
 }
 
 /// The program that the process runs, if we may know.

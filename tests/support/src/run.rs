@@ -14,11 +14,14 @@ use crate::wait::wait_until;
 pub struct Finished {
     /// The exit code; 128 + the signal's number for a command that was killed, as shells say it.
     pub code: i32,
+    /// What it wrote to standard output.
     pub stdout: Vec<u8>,
+    /// What it wrote to standard error, as text.
     pub stderr: String,
 }
 
 impl Finished {
+    /// Exit code 0.
     pub fn success(&self) -> bool {
         self.code == 0
     }
@@ -69,8 +72,12 @@ impl Started {
         Self::try_new(command).unwrap_or_else(|error| {
             let program = command.get_program().to_string_lossy().into_owned();
             match error.kind() {
-                ErrorKind::NotFound => {
-                    panic!("{program} is not installed: {}", install_line(&program))
+                // A folder in PATH that is not for us hides that the others do not have it.
+                ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+                    panic!(
+                        "{program} is not installed, or not for us ({error}): {}",
+                        install_line(&program)
+                    )
                 }
                 _ => panic!("{program} cannot be started: {error}"),
             }

@@ -9,8 +9,11 @@ use serde_json::{Map, Value, json};
 use super::ScriptedRegistry;
 use crate::sha256;
 
+/// The media type of an image manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of an uncompressed tar layer.
 pub const TAR_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
+/// The media type of an image config, which the PASTIS datasets use for theirs.
 pub const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 const TITLE: &str = "org.opencontainers.image.title";
@@ -18,10 +21,13 @@ const TITLE: &str = "org.opencontainers.image.title";
 /// A blob as a manifest names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
+    /// `sha256:` and 64 digits.
     pub digest: String,
     /// Bytes.
     pub size: u64,
+    /// `mediaType`.
     pub media_type: String,
+    /// Empty: not written at all.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -35,6 +41,7 @@ impl Descriptor {
         }
     }
 
+    /// As it stands in a manifest.
     pub fn to_json(&self) -> Value {
         let mut value = json!({"mediaType": self.media_type, "digest": self.digest, "size": self.size});
         if !self.annotations.is_empty() {
@@ -73,11 +80,13 @@ impl Artifact {
         }
     }
 
+    /// `--artifact-type`.
     pub fn artifact_type(mut self, artifact_type: &str) -> Self {
         self.artifact_type = artifact_type.to_owned();
         self
     }
 
+    /// `--config`, with its media type.
     pub fn config(mut self, bytes: impl Into<Bytes>, media_type: &str) -> Self {
         self.config = Some((bytes.into(), media_type.to_owned()));
         self

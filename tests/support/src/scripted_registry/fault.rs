@@ -49,6 +49,7 @@ pub enum Fault {
     Redirect(String),
     /// 200 with a web page, as a captive portal answers.
     GarbageBody,
+    /// Another `Content-Type`.
     ContentType(String),
     /// `Docker-Content-Digest` of something else.
     WrongDigestHeader,
@@ -149,6 +150,7 @@ impl Matcher {
         Self::default()
     }
 
+    /// Every request of this kind.
     pub fn kind(kind: Kind) -> Self {
         Self { kinds: Some(vec![kind]), ..Self::default() }
     }
@@ -163,6 +165,7 @@ impl Matcher {
         Self::path(&format!("/blobs/{digest}"))
     }
 
+    /// Every manifest.
     pub fn manifests() -> Self {
         Self::kind(Kind::Manifest)
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 pub enum Kind {
     /// `/v2/`
     Ping,
+    /// A manifest, by tag or digest.
     Manifest,
     /// A blob that is the config of a manifest known here.
     Config,
@@ -23,10 +24,13 @@ pub enum Kind {
 /// One request, as it came and as it was answered.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// What it asked for.
     pub kind: Kind,
+    /// Such as `GET`.
     pub method: String,
     /// Without the query.
     pub path: String,
+    /// What stood behind the question mark.
     pub query: Option<String>,
     /// In their order, names in lower case.
     pub headers: Vec<(String, String)>,
@@ -39,6 +43,7 @@ pub struct Request {
 }
 
 impl Request {
+    /// The first header of this name, in whatever case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
