@@ -426,9 +426,7 @@ fn clashing_members_end_up_as_tar_leaves_them() {
     let path = folder.path().join("archive.tar");
     let mut seed = 1u64;
     let mut below = |limit: u64| {
-        seed = seed
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (seed >> 33) % limit
     };
     let mut extracted = 0;
@@ -448,42 +446,29 @@ fn clashing_members_end_up_as_tar_leaves_them() {
                 0 => {
                     header.set_entry_type(tar::EntryType::Directory);
                     header.set_mode(0o750);
-                    builder
-                        .append_data(&mut header, path + "/", &b""[..])
-                        .expect("append");
+                    builder.append_data(&mut header, path + "/", &b""[..]).expect("append");
                 }
                 1 => {
                     header.set_entry_type(tar::EntryType::Symlink);
-                    builder
-                        .append_link(&mut header, path, target)
-                        .expect("append");
+                    builder.append_link(&mut header, path, target).expect("append");
                 }
                 2 => {
                     header.set_entry_type(tar::EntryType::Link);
-                    builder
-                        .append_link(&mut header, path, target)
-                        .expect("append");
+                    builder.append_link(&mut header, path, target).expect("append");
                 }
                 3 => {
                     header.set_entry_type(tar::EntryType::Fifo);
-                    builder
-                        .append_data(&mut header, path, &b""[..])
-                        .expect("append");
+                    builder.append_data(&mut header, path, &b""[..]).expect("append");
                 }
                 _ => {
                     let content = below(1_000_000).to_string();
                     header.set_size(content.len() as u64);
-                    builder
-                        .append_data(&mut header, path, content.as_bytes())
-                        .expect("append");
+                    builder.append_data(&mut header, path, content.as_bytes()).expect("append");
                 }
             }
         }
         builder.finish().expect("finish");
         extracted += usize::from(same_as_extracted(&path, &[]).is_ok());
     }
-    assert!(
-        extracted > 100,
-        "only {extracted} archives were extracted without complaint"
-    );
+    assert!(extracted > 100, "only {extracted} archives were extracted without complaint");
 }

@@ -16,16 +16,8 @@ pub fn checksum_holds(block: &[u8; BLOCK as usize]) -> bool {
     let Some(expected) = number::octal(field) else {
         return false;
     };
-    let sum = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .fold(0u32, |sum, &byte| sum.wrapping_add(u32::from(byte)))
-    };
-    let high = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .fold(0u32, |sum, &byte| sum.wrapping_add(u32::from(byte >> 7)))
-    };
+    let sum = |bytes: &[u8]| bytes.iter().fold(0u32, |sum, &byte| sum.wrapping_add(u32::from(byte)));
+    let high = |bytes: &[u8]| bytes.iter().fold(0u32, |sum, &byte| sum.wrapping_add(u32::from(byte >> 7)));
     let blanks = 8u32.wrapping_mul(u32::from(b' '));
     let unsigned = sum(block).wrapping_sub(sum(field)).wrapping_add(blanks);
     if i128::from(unsigned) == expected {
@@ -51,10 +43,7 @@ pub fn name(header: &Header) -> Vec<u8> {
 
 pub fn mtime(header: &Header) -> Mtime {
     let secs = number::parse(&header.as_ustar().mtime).and_then(|secs| i64::try_from(secs).ok());
-    Mtime {
-        secs: secs.unwrap_or(0),
-        nanos: 0,
-    }
+    Mtime { secs: secs.unwrap_or(0), nanos: 0 }
 }
 
 /// Major and minor number as one; a v7 header has none.
@@ -63,11 +52,7 @@ pub fn rdev(header: &Header) -> u32 {
     if ustar.magic != *USTAR_MAGIC && ustar.magic != *GNU_MAGIC {
         return 0;
     }
-    let number = |field| {
-        number::parse(field)
-            .and_then(|value| u32::try_from(value).ok())
-            .unwrap_or(0)
-    };
+    let number = |field| number::parse(field).and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
     let (major, minor) = (number(&ustar.dev_major), number(&ustar.dev_minor));
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xfff00) << 12)
 }
@@ -83,17 +68,8 @@ pub fn sparse_map(header: &Header) -> Option<(&[u8], bool, &[u8])> {
     if !has_prefix(header) {
         return None;
     }
-    let time = |field: &[u8]| {
-        field
-            .first()
-            .is_some_and(|byte| (b'0'..=b'7').contains(byte))
-            && field.last() == Some(&b' ')
-    };
-    let is_star =
-        block.get(475) == Some(&0) && time(block.get(476..488)?) && time(block.get(488..500)?);
-    is_star.then_some((
-        block.get(356..452)?,
-        block.get(355) != Some(&0),
-        block.get(452..464)?,
-    ))
+    let time =
+        |field: &[u8]| field.first().is_some_and(|byte| (b'0'..=b'7').contains(byte)) && field.last() == Some(&b' ');
+    let is_star = block.get(475) == Some(&0) && time(block.get(476..488)?) && time(block.get(488..500)?);
+    is_star.then_some((block.get(356..452)?, block.get(355) != Some(&0), block.get(452..464)?))
 }

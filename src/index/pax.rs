@@ -251,9 +251,7 @@ mod tests {
 
     #[test]
     fn values_hold_any_byte_and_a_damaged_record_is_an_error() {
-        let records =
-            parse(b"13 path=a=\xff\n\n22 SCHILY.xattr.u=\0\n\n\n28 SCHILY.xattr.a%3D%25%b=1\n")
-                .unwrap();
+        let records = parse(b"13 path=a=\xff\n\n22 SCHILY.xattr.u=\0\n\n\n28 SCHILY.xattr.a%3D%25%b=1\n").unwrap();
         assert_eq!(records.path, Some(Some(b"a=\xff\n".to_vec())));
         assert_eq!(records.xattrs[0], (b"u".to_vec(), b"\0\n\n".to_vec()));
         assert_eq!(records.xattrs[1], (b"a=%%b".to_vec(), b"1".to_vec()));

@@ -107,10 +107,7 @@ impl Scanner {
     /// Starts in the middle, at a byte where a member's first header is thought to be. What it finds is the archive's only if
     /// a scanner from the start comes to that very byte (see [`Self::position`]) and has no [`Self::has_global_records`].
     pub fn starting_at(offset: u64, blob_size: u64, limits: Limits) -> Self {
-        Self {
-            pos: offset.min(blob_size),
-            ..Self::new(blob_size, limits)
-        }
+        Self { pos: offset.min(blob_size), ..Self::new(blob_size, limits) }
     }
 
     /// Where the next member's first header is due; `None` in the middle of its headers, at the end, and after an error.

@@ -12,44 +12,24 @@ impl LayerIndexBuilder {
         let hash = self.hasher.hash_one((directory, name));
         let same = |at: &u32| {
             let dirent = self.tree.dirents.get(*at as usize);
-            dirent.is_some_and(|dirent| {
-                dirent.parent == directory && self.tree.name_of(dirent) == name
-            })
+            dirent.is_some_and(|dirent| dirent.parent == directory && self.tree.name_of(dirent) == name)
         };
         let dirent = *self.names.find(hash, same)? as usize;
-        self.tree.dirents.get(dirent).map(|found| Found {
-            dirent,
-            entry: found.entry,
-        })
+        self.tree.dirents.get(dirent).map(|found| Found { dirent, entry: found.entry })
     }
 
     /// Gives an entry its first name, or one more.
-    pub(super) fn name(
-        &mut self,
-        directory: u32,
-        name: &[u8],
-        entry: u32,
-        member: &Member,
-    ) -> Result<(), ScanError> {
+    pub(super) fn name(&mut self, directory: u32, name: &[u8], entry: u32, member: &Member) -> Result<(), ScanError> {
         let at = u32::try_from(self.tree.dirents.len()).map_err(|_| self.full(member))?;
         let name_at = self.text(name, member)?;
-        let name_len = u16::try_from(name.len())
-            .map_err(|_| limit(member, "part_bytes", u64::from(u16::MAX)))?;
-        self.tree.dirents.push(Dirent {
-            parent: directory,
-            name_at,
-            entry,
-            name_len,
-        });
+        let name_len = u16::try_from(name.len()).map_err(|_| limit(member, "part_bytes", u64::from(u16::MAX)))?;
+        self.tree.dirents.push(Dirent { parent: directory, name_at, entry, name_len });
         let (tree, hasher) = (&self.tree, &self.hasher);
         let hash = |at: &u32| {
             let dirent = tree.dirents.get(*at as usize);
-            dirent.map_or(0, |dirent| {
-                hasher.hash_one((dirent.parent, tree.name_of(dirent)))
-            })
+            dirent.map_or(0, |dirent| hasher.hash_one((dirent.parent, tree.name_of(dirent))))
         };
-        self.names
-            .insert_unique(hasher.hash_one((directory, name)), at, hash);
+        self.names.insert_unique(hasher.hash_one((directory, name)), at, hash);
         self.count(entry, true);
         if let Some(directory) = self.tree.nodes.get_mut(directory as usize) {
             directory.children = directory.children.saturating_add(1);
@@ -68,20 +48,11 @@ impl LayerIndexBuilder {
 
     pub(super) fn count(&mut self, entry: u32, more: bool) {
         if let Some(node) = self.tree.nodes.get_mut(entry as usize) {
-            node.links = if more {
-                node.links.saturating_add(1)
-            } else {
-                node.links.saturating_sub(1)
-            };
+            node.links = if more { node.links.saturating_add(1) } else { node.links.saturating_sub(1) };
         }
     }
 
-    pub(super) fn add(
-        &mut self,
-        kind: Kind,
-        (place, extent): (u64, u64),
-        member: &Member,
-    ) -> Result<u32, ScanError> {
+    pub(super) fn add(&mut self, kind: Kind, (place, extent): (u64, u64), member: &Member) -> Result<u32, ScanError> {
         let number = u32::try_from(self.tree.nodes.len()).map_err(|_| self.full(member))?;
         if u64::from(number) > self.limits.entries {
             return Err(limit(member, "entries", self.limits.entries));
@@ -113,21 +84,13 @@ impl LayerIndexBuilder {
         if let Some(extents) = extents {
             self.tree.extents.extend_from_slice(extents);
             let count = u32::try_from(extents.len()).map_err(|_| self.full(member))?;
-            self.extents.insert(
-                entry,
-                Span {
-                    entry,
-                    start: extents_at,
-                    count,
-                },
-            );
+            self.extents.insert(entry, Span { entry, start: extents_at, count });
         }
         let has_xattrs = self.set_xattrs(entry, member)?;
         if let Some(node) = self.tree.nodes.get_mut(entry as usize) {
             node.mode = member.mode;
             node.place = link.map_or(node.place, u64::from);
-            node.flags =
-                if extents.is_some() { SPARSE } else { 0 } | if has_xattrs { XATTRS } else { 0 };
+            node.flags = if extents.is_some() { SPARSE } else { 0 } | if has_xattrs { XATTRS } else { 0 };
         }
         Ok(())
     }
@@ -153,21 +116,10 @@ impl LayerIndexBuilder {
             self.text(value, member)?;
             let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| self.full(member));
             let (name_len, value_len) = (length(name)?, length(value)?);
-            self.tree.xattrs.push(Xattr {
-                at,
-                name_len,
-                value_len,
-            });
+            self.tree.xattrs.push(Xattr { at, name_len, value_len });
         }
         let count = u32::try_from(member.xattrs.len()).map_err(|_| self.full(member))?;
-        self.xattrs.insert(
-            entry,
-            Span {
-                entry,
-                start,
-                count,
-            },
-        );
+        self.xattrs.insert(entry, Span { entry, start, count });
         Ok(true)
     }
 
@@ -182,10 +134,7 @@ impl LayerIndexBuilder {
     }
 
     pub(super) fn has_children(&self, entry: u32) -> bool {
-        self.tree
-            .nodes
-            .get(entry as usize)
-            .is_some_and(|node| node.children > 0)
+        self.tree.nodes.get(entry as usize).is_some_and(|node| node.children > 0)
     }
 
     pub(super) fn warn(&mut self, path: &[u8], what: &str) {

@@ -40,10 +40,7 @@ impl Scanner {
     ) -> Result<Option<Member>, ScanError> {
         let offset = member.header;
         let size = number::parse(real_size).and_then(|size| u64::try_from(size).ok());
-        let size = size.ok_or(ScanError::Number {
-            offset,
-            field: "real size",
-        })?;
+        let size = size.ok_or(ScanError::Number { offset, field: "real size" })?;
         let draft = self.sparse_draft(member, size)?;
         let mut map = Map::default();
         let ended = sparse::descriptors(&mut map, descriptors, self.limits.sparse_extents);
@@ -56,10 +53,7 @@ impl Scanner {
 
     pub(super) fn sparse_draft(&self, mut member: Member, size: u64) -> Result<Draft, ScanError> {
         if size > i64::MAX as u64 {
-            return Err(ScanError::Number {
-                offset: member.header,
-                field: "real size",
-            });
+            return Err(ScanError::Number { offset: member.header, field: "real size" });
         }
         let stored = member.size;
         member.size = size;
@@ -67,11 +61,7 @@ impl Scanner {
     }
 
     /// The extension blocks lie between header and data, and the header's size does not count them.
-    pub(super) fn descriptors(
-        &mut self,
-        draft: (Draft, Map),
-        window: &[u8],
-    ) -> Result<Option<Member>, ScanError> {
+    pub(super) fn descriptors(&mut self, draft: (Draft, Map), window: &[u8]) -> Result<Option<Member>, ScanError> {
         let (mut draft, mut map) = draft;
         let offset = draft.member.header;
         let end = self.pos.saturating_add(BLOCK);
@@ -92,18 +82,11 @@ impl Scanner {
     }
 
     /// The blocks of the map are the first of the data, and the size counts them.
-    pub(super) fn text_map(
-        &mut self,
-        draft: (Draft, TextMap),
-        window: &[u8],
-    ) -> Result<Option<Member>, ScanError> {
+    pub(super) fn text_map(&mut self, draft: (Draft, TextMap), window: &[u8]) -> Result<Option<Member>, ScanError> {
         let (mut draft, mut text) = draft;
         let offset = draft.member.header;
         let Some(stored) = draft.stored.checked_sub(BLOCK) else {
-            return Err(ScanError::Sparse {
-                offset,
-                what: "a map that does not end",
-            });
+            return Err(ScanError::Sparse { offset, what: "a map that does not end" });
         };
         let ended = text.block(window, self.limits.sparse_extents);
         let ended = self.map_ok(offset, ended)?;
@@ -120,10 +103,7 @@ impl Scanner {
     fn placed(&mut self, draft: Draft, map: &Map) -> Result<Member, ScanError> {
         let Draft { mut member, stored } = draft;
         let extents = map.place(member.size, member.data.start, stored);
-        member.sparse = Some(extents.map_err(|what| ScanError::Sparse {
-            offset: member.header,
-            what,
-        })?);
+        member.sparse = Some(extents.map_err(|what| ScanError::Sparse { offset: member.header, what })?);
         self.pos = member.next;
         Ok(member)
     }
@@ -131,11 +111,7 @@ impl Scanner {
     fn map_ok(&self, offset: u64, ended: Result<bool, MapError>) -> Result<bool, ScanError> {
         ended.map_err(|error| match error {
             MapError::Bad(what) => ScanError::Sparse { offset, what },
-            MapError::TooLong => ScanError::Limit {
-                offset,
-                limit: "sparse_extents",
-                max: self.limits.sparse_extents,
-            },
+            MapError::TooLong => ScanError::Limit { offset, limit: "sparse_extents", max: self.limits.sparse_extents },
         })
     }
 }

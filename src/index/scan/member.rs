@@ -11,17 +11,8 @@ use super::{BLOCK, Pending, Scanner, State, padded, shown};
 
 impl Scanner {
     /// The header of a member itself. `None`: it makes nothing, or its map comes first.
-    pub(super) fn member(
-        &mut self,
-        header: &Header,
-        flag: u8,
-    ) -> Result<Option<Member>, ScanError> {
-        let Pending {
-            header: first,
-            name,
-            link,
-            records,
-        } = std::mem::take(&mut self.pending);
+    pub(super) fn member(&mut self, header: &Header, flag: u8) -> Result<Option<Member>, ScanError> {
+        let Pending { header: first, name, link, records } = std::mem::take(&mut self.pending);
         let offset = first.unwrap_or(self.pos);
         self.members = self.members.saturating_add(1);
         self.limit(offset, "entries", self.members, self.limits.entries)?;
@@ -33,28 +24,17 @@ impl Scanner {
             .or(name)
             .unwrap_or_else(|| header_fields::name(header));
         self.check_name(offset, &path)?;
-        let link = (records
-            .linkpath
-            .or_else(|| self.global.linkpath.clone())
-            .flatten())
-        .or(link)
-        .unwrap_or_else(|| header_fields::c_string(&header.as_ustar().linkname).to_vec());
-        self.limit(
-            offset,
-            "name_bytes",
-            link.len() as u64,
-            self.limits.name_bytes,
-        )?;
+        let link = (records.linkpath.or_else(|| self.global.linkpath.clone()).flatten())
+            .or(link)
+            .unwrap_or_else(|| header_fields::c_string(&header.as_ustar().linkname).to_vec());
+        self.limit(offset, "name_bytes", link.len() as u64, self.limits.name_bytes)?;
 
         // GNU tar takes no data behind these, whatever their size says (tried with 1.34); a directory's is a quota.
         let has_data = !matches!(flag, b'1'..=b'6');
         let size = match records.size.or(self.global.size).flatten() {
             _ if !has_data => 0,
             Some(size) if size > i64::MAX as u64 => {
-                return Err(ScanError::Number {
-                    offset,
-                    field: "size",
-                });
+                return Err(ScanError::Number { offset, field: "size" });
             }
             Some(size) => size,
             None => self.size(header)?,
@@ -71,10 +51,7 @@ impl Scanner {
             b'5' | b'D' => MemberKind::Entry(Kind::Directory),
             b'6' => MemberKind::Entry(Kind::Fifo),
             b'M' => {
-                return Err(ScanError::MultiVolume {
-                    offset,
-                    member: shown(&path),
-                });
+                return Err(ScanError::MultiVolume { offset, member: shown(&path) });
             }
             b'V' => {
                 self.pos = next;
@@ -96,34 +73,14 @@ impl Scanner {
             path,
             kind,
             mode: number::parse(&ustar.mode).map_or(0o7777, |mode| (mode & 0o7777) as u16),
-            uid: records
-                .uid
-                .or(self.global.uid)
-                .flatten()
-                .unwrap_or_else(|| number::id(number::parse(&ustar.uid))),
-            gid: records
-                .gid
-                .or(self.global.gid)
-                .flatten()
-                .unwrap_or_else(|| number::id(number::parse(&ustar.gid))),
+            uid: records.uid.or(self.global.uid).flatten().unwrap_or_else(|| number::id(number::parse(&ustar.uid))),
+            gid: records.gid.or(self.global.gid).flatten().unwrap_or_else(|| number::id(number::parse(&ustar.gid))),
             mtime: mtime.unwrap_or_else(|| header_fields::mtime(header)),
             size: if is_file { size } else { 0 },
-            data: if is_file {
-                start..start.saturating_add(size)
-            } else {
-                start..start
-            },
+            data: if is_file { start..start.saturating_add(size) } else { start..start },
             sparse: None,
-            link: if matches!(flag, b'1' | b'2') {
-                link
-            } else {
-                Vec::new()
-            },
-            rdev: if matches!(flag, b'3' | b'4') {
-                header_fields::rdev(header)
-            } else {
-                0
-            },
+            link: if matches!(flag, b'1' | b'2') { link } else { Vec::new() },
+            rdev: if matches!(flag, b'3' | b'4') { header_fields::rdev(header) } else { 0 },
             xattrs,
         };
         self.pos = start;
@@ -142,10 +99,7 @@ impl Scanner {
                         None
                     })
                 }
-                _ => Err(ScanError::Sparse {
-                    offset,
-                    what: "a map of an unknown version",
-                }),
+                _ => Err(ScanError::Sparse { offset, what: "a map of an unknown version" }),
             };
         }
         if flag == b'S'
@@ -162,27 +116,14 @@ impl Scanner {
 impl Scanner {
     pub(super) fn size(&self, header: &Header) -> Result<u64, ScanError> {
         let size = number::parse(&header.as_ustar().size);
-        let size = size
-            .and_then(|size| i64::try_from(size).ok())
-            .and_then(|size| u64::try_from(size).ok());
-        size.ok_or(ScanError::Number {
-            offset: self.pos,
-            field: "size",
-        })
+        let size = size.and_then(|size| i64::try_from(size).ok()).and_then(|size| u64::try_from(size).ok());
+        size.ok_or(ScanError::Number { offset: self.pos, field: "size" })
     }
 
     pub(super) fn check_name(&self, offset: u64, path: &[u8]) -> Result<(), ScanError> {
-        self.limit(
-            offset,
-            "name_bytes",
-            path.len() as u64,
-            self.limits.name_bytes,
-        )?;
+        self.limit(offset, "name_bytes", path.len() as u64, self.limits.name_bytes)?;
         let (mut depth, mut longest) = (0u64, 0);
-        for part in path
-            .split(|&byte| byte == b'/')
-            .filter(|part| !part.is_empty())
-        {
+        for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
             depth = depth.saturating_add(1);
             longest = part.len().max(longest);
         }
@@ -190,13 +131,7 @@ impl Scanner {
         self.limit(offset, "depth", depth, self.limits.depth)
     }
 
-    pub(super) fn limit(
-        &self,
-        offset: u64,
-        limit: &'static str,
-        value: u64,
-        max: u64,
-    ) -> Result<(), ScanError> {
+    pub(super) fn limit(&self, offset: u64, limit: &'static str, value: u64, max: u64) -> Result<(), ScanError> {
         if value > max {
             return Err(ScanError::Limit { offset, limit, max });
         }
@@ -211,11 +146,6 @@ impl Scanner {
     }
 
     pub(super) fn truncated(&self, offset: u64, member: &[u8], end: u64) -> ScanError {
-        ScanError::Truncated {
-            offset,
-            member: shown(member),
-            end,
-            blob_size: self.blob_size,
-        }
+        ScanError::Truncated { offset, member: shown(member), end, blob_size: self.blob_size }
     }
 }

@@ -7,17 +7,9 @@ pub struct Block(pub [u8; 512]);
 
 impl Block {
     pub fn new(name: impl AsRef<[u8]>, flag: u8, size: usize) -> Self {
-        let block = Self([0; 512])
-            .put(0, name.as_ref())
-            .put(100, b"0000644\0")
-            .put(108, b"0001750\0");
-        let block = block
-            .put(116, b"0000144\0")
-            .put(124, format!("{size:011o}\0").as_bytes());
-        block
-            .put(136, b"00000001750\0")
-            .put(156, &[flag])
-            .put(257, b"ustar\x0000")
+        let block = Self([0; 512]).put(0, name.as_ref()).put(100, b"0000644\0").put(108, b"0001750\0");
+        let block = block.put(116, b"0000144\0").put(124, format!("{size:011o}\0").as_bytes());
+        block.put(136, b"00000001750\0").put(156, &[flag]).put(257, b"ustar\x0000")
     }
 
     pub fn gnu(self) -> Self {
@@ -40,10 +32,7 @@ impl Block {
     pub fn sealed(self) -> Vec<u8> {
         let summed = self.put(148, b"        ");
         let sum: u32 = summed.0.iter().map(|&byte| u32::from(byte)).sum();
-        summed
-            .put(148, format!("{sum:06o}\0 ").as_bytes())
-            .0
-            .to_vec()
+        summed.put(148, format!("{sum:06o}\0 ").as_bytes()).0.to_vec()
     }
 
     pub fn with(self, data: &[u8]) -> Vec<u8> {
@@ -82,13 +71,7 @@ pub fn record(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 pub fn pax(flag: u8, records: &[(&str, &str)]) -> Vec<u8> {
-    extension(
-        flag,
-        &records
-            .iter()
-            .flat_map(|(key, value)| record(key, value))
-            .collect::<Vec<_>>(),
-    )
+    extension(flag, &records.iter().flat_map(|(key, value)| record(key, value)).collect::<Vec<_>>())
 }
 
 pub fn extension(flag: u8, content: &[u8]) -> Vec<u8> {
@@ -108,10 +91,7 @@ pub fn members_of(blob: &[u8], limits: Limits) -> Result<(Vec<Member>, bool), Sc
         let step = scanner.step(window.start as u64, &blob[window.clone()])?;
         match step {
             Step::Need(range) => {
-                assert!(
-                    range.start < range.end && range.end <= blob.len() as u64,
-                    "{range:?}"
-                );
+                assert!(range.start < range.end && range.end <= blob.len() as u64, "{range:?}");
                 let range = range.start as usize..range.end as usize;
                 assert_ne!(window, range, "asked twice");
                 window = range;
@@ -123,9 +103,7 @@ pub fn members_of(blob: &[u8], limits: Limits) -> Result<(Vec<Member>, bool), Sc
 }
 
 pub fn members(blocks: &[Vec<u8>]) -> Vec<Member> {
-    members_of(&blocks.concat(), Limits::default())
-        .expect("an archive")
-        .0
+    members_of(&blocks.concat(), Limits::default()).expect("an archive").0
 }
 
 pub fn only(blocks: &[Vec<u8>]) -> Member {
@@ -150,9 +128,7 @@ pub fn content(index: &LayerIndex, id: EntryId, blob: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     for segment in index.segments(id, 0..u64::MAX) {
         match segment {
-            Segment::Data(range) => {
-                content.extend_from_slice(&blob[range.start as usize..range.end as usize])
-            }
+            Segment::Data(range) => content.extend_from_slice(&blob[range.start as usize..range.end as usize]),
             Segment::Hole(length) => content.resize(content.len() + length as usize, 0),
         }
     }
@@ -182,18 +158,10 @@ fn list(index: &LayerIndex, directory: EntryId, above: &str, blob: &[u8], lines:
             Kind::File => {
                 let content = content(index, id, blob);
                 assert_eq!(content.len() as u64, entry.size);
-                lines.push(format!(
-                    "f{} {name}={}",
-                    entry.nlink,
-                    String::from_utf8_lossy(&content)
-                ));
+                lines.push(format!("f{} {name}={}", entry.nlink, String::from_utf8_lossy(&content)));
             }
             Kind::Symlink => {
-                lines.push(format!(
-                    "l{} {name}->{}",
-                    entry.nlink,
-                    String::from_utf8_lossy(index.link_target(id))
-                ));
+                lines.push(format!("l{} {name}->{}", entry.nlink, String::from_utf8_lossy(index.link_target(id))));
             }
             kind => lines.push(format!("{kind:?} {name} {:x}", entry.rdev)),
         }
@@ -205,10 +173,7 @@ pub struct Dice(pub u64);
 
 impl Dice {
     pub fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) as usize % limit
     }
 }

@@ -2,57 +2,22 @@ use super::*;
 
 /// Some of everything in a few blocks.
 fn mixed() -> Vec<u8> {
-    let sparse = Block::new("gnu sparse", b'S', 3)
-        .gnu()
-        .put(483, b"00000100000\0")
-        .put(482, &[1]);
-    let sparse = (0..4).fold(sparse, |header, _| {
-        header.put(386, b"00000000001 00000000001 ")
-    });
-    let sparse = (1..4).fold(sparse, |header, n| {
-        header.put(
-            386 + 24 * n,
-            format!("{:011o}\0{:011o}\0", 100 * n, 0).as_bytes(),
-        )
-    });
+    let sparse = Block::new("gnu sparse", b'S', 3).gnu().put(483, b"00000100000\0").put(482, &[1]);
+    let sparse = (0..4).fold(sparse, |header, _| header.put(386, b"00000000001 00000000001 "));
+    let sparse =
+        (1..4).fold(sparse, |header, n| header.put(386 + 24 * n, format!("{:011o}\0{:011o}\0", 100 * n, 0).as_bytes()));
     let mut more = b"00000001000 00000000002 ".to_vec();
     more.resize(512, 0);
-    let text = [
-        ("GNU.sparse.major", "1"),
-        ("GNU.sparse.minor", "0"),
-        ("GNU.sparse.realsize", "60"),
-    ];
+    let text = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "60")];
     [
         pax(b'g', &[("comment", "a global one")]),
         directory("d/"),
         file("d/a", b"hello"),
-        [
-            extension(b'L', b"d/long name\0"),
-            Block::new("short", b'0', 600).gnu().with(&[7; 600]),
-        ]
-        .concat(),
-        [
-            pax(
-                b'x',
-                &[
-                    ("path", "d/b"),
-                    ("mtime", "1.5"),
-                    ("SCHILY.xattr.user.a", "b"),
-                ],
-            ),
-            symlink("x", "a"),
-        ]
-        .concat(),
+        [extension(b'L', b"d/long name\0"), Block::new("short", b'0', 600).gnu().with(&[7; 600])].concat(),
+        [pax(b'x', &[("path", "d/b"), ("mtime", "1.5"), ("SCHILY.xattr.user.a", "b")]), symlink("x", "a")].concat(),
         hard_link("d/c", "d/a"),
         [sparse.sealed(), more, filled(b"xyz")].concat(),
-        [
-            pax(b'x', &text),
-            file(
-                "text map",
-                &[filled(b"1\n10\n3\n"), b"xyz".to_vec()].concat(),
-            ),
-        ]
-        .concat(),
+        [pax(b'x', &text), file("text map", &[filled(b"1\n10\n3\n"), b"xyz".to_vec()].concat())].concat(),
         end(),
     ]
     .concat()
@@ -72,25 +37,15 @@ fn truncated_at_any_byte() {
     for length in 0..blob.len() {
         let cut = length as u64;
         let complete = whole.iter().filter(|member| member.next <= cut).count();
-        let boundary = cut >= blob.len() as u64 - 1024
-            || cut == 1024
-            || whole.iter().any(|member| member.next == cut);
+        let boundary = cut >= blob.len() as u64 - 1024 || cut == 1024 || whole.iter().any(|member| member.next == cut);
         match members_of(&blob[..length], Limits::default()) {
             Ok((found, _)) => {
                 assert!(boundary, "cut at {length}");
                 assert_eq!(found[..], whole[..complete], "cut at {length}");
             }
             Err(ScanError::NotTar { offset: 0 }) => assert!(length < 512),
-            Err(ScanError::Truncated {
-                offset,
-                end,
-                blob_size,
-                ..
-            }) => {
-                assert!(
-                    !boundary && offset < cut && end > cut && blob_size == cut,
-                    "cut at {length}: {offset} {end}"
-                );
+            Err(ScanError::Truncated { offset, end, blob_size, .. }) => {
+                assert!(!boundary && offset < cut && end > cut && blob_size == cut, "cut at {length}: {offset} {end}");
             }
             Err(other) => panic!("cut at {length}: {other}"),
         }
@@ -103,25 +58,16 @@ fn the_error_names_offset_and_member() {
     let error = members_of(&blob[..1600], Limits::default()).unwrap_err();
     assert_eq!(error.offset(), 1024);
     let shown = error.on("sha256:7cff").to_string();
-    assert_eq!(
-        shown,
-        "sha256:7cff: truncated archive: second  at byte 1024 ends at byte 2560 of 1600"
-    );
+    assert_eq!(shown, "sha256:7cff: truncated archive: second  at byte 1024 ends at byte 2560 of 1600");
 }
 
 #[test]
 fn a_wrong_checksum_and_no_archive_at_all() {
     let mut blob = [file("a", b"hi"), file("b", b"hi")].concat();
     blob[1024 + 3] ^= 1;
-    assert_eq!(
-        members_of(&blob, Limits::default()),
-        Err(ScanError::Checksum { offset: 1024 })
-    );
+    assert_eq!(members_of(&blob, Limits::default()), Err(ScanError::Checksum { offset: 1024 }));
     for blob in [&b""[..], b"x", &[0; 511], &[b'x'; 2000], b"PK\x03\x04"] {
-        assert_eq!(
-            members_of(blob, Limits::default()),
-            Err(ScanError::NotTar { offset: 0 })
-        );
+        assert_eq!(members_of(blob, Limits::default()), Err(ScanError::NotTar { offset: 0 }));
     }
 }
 
@@ -148,18 +94,16 @@ fn index_or_error(blob: &[u8]) {
             for child in index.children(directory) {
                 names += 1;
                 let entry = index.entry(child.entry()).unwrap();
-                let covered = index
-                    .segments(child.entry(), 0..u64::MAX)
-                    .fold(0, |sum, segment| match segment {
-                        Segment::Data(range) => {
-                            assert!(range.start < range.end && range.end <= blob.len() as u64);
-                            sum + range.end - range.start
-                        }
-                        Segment::Hole(length) => {
-                            assert!(length > 0);
-                            sum + length
-                        }
-                    });
+                let covered = index.segments(child.entry(), 0..u64::MAX).fold(0, |sum, segment| match segment {
+                    Segment::Data(range) => {
+                        assert!(range.start < range.end && range.end <= blob.len() as u64);
+                        sum + range.end - range.start
+                    }
+                    Segment::Hole(length) => {
+                        assert!(length > 0);
+                        sum + length
+                    }
+                });
                 assert!(entry.kind != Kind::File || covered == entry.size);
                 waiting.extend((entry.kind == Kind::Directory).then_some(child.entry()));
             }
@@ -214,11 +158,7 @@ fn no_heap_of_damage_panics_or_hangs() {
             }
             seal(&mut damaged, at);
         }
-        let length = if dice.below(4) == 0 {
-            dice.below(blob.len())
-        } else {
-            blob.len()
-        };
+        let length = if dice.below(4) == 0 { dice.below(blob.len()) } else { blob.len() };
         index_or_error(&damaged[..length]);
     }
 }

@@ -36,44 +36,24 @@ fn added() -> impl Strategy<Value = Added> {
         1 => "[^\0]{1,200}".prop_map(Thing::Symlink),
     ];
     let dialect = prop_oneof![Just(Dialect::Gnu), Just(Dialect::Pax)];
-    (
-        prop::collection::vec(part, 1..5),
-        thing,
-        dialect,
-        0..i64::from(i32::MAX),
-    )
-        .prop_map(|(path, thing, dialect, mtime)| Added {
-            path,
-            thing,
-            dialect,
-            mtime,
-        })
+    (prop::collection::vec(part, 1..5), thing, dialect, 0..i64::from(i32::MAX))
+        .prop_map(|(path, thing, dialect, mtime)| Added { path, thing, dialect, mtime })
 }
 
 /// The model: names and things. A member that would make a file a directory or the other way round is not written.
 fn model(members: &[Added]) -> (Vec<u8>, Model) {
-    let (mut blob, mut model) = (
-        Vec::new(),
-        BTreeMap::<Vec<String>, (Thing, Option<i64>)>::new(),
-    );
+    let (mut blob, mut model) = (Vec::new(), BTreeMap::<Vec<String>, (Thing, Option<i64>)>::new());
     for added in members {
         let above = |length: &usize| added.path[..*length].to_vec();
-        let blocked = (1..added.path.len()).any(|length| {
-            model
-                .get(&above(&length))
-                .is_some_and(|(thing, _)| *thing != Thing::Directory)
-        });
+        let blocked = (1..added.path.len())
+            .any(|length| model.get(&above(&length)).is_some_and(|(thing, _)| *thing != Thing::Directory));
         let is_directory = |thing: &Thing| *thing == Thing::Directory;
-        let other = model
-            .get(&added.path)
-            .is_some_and(|(thing, _)| is_directory(thing) != is_directory(&added.thing));
+        let other = model.get(&added.path).is_some_and(|(thing, _)| is_directory(thing) != is_directory(&added.thing));
         if blocked || other {
             continue;
         }
         for length in 1..added.path.len() {
-            model
-                .entry(above(&length))
-                .or_insert((Thing::Directory, None));
+            model.entry(above(&length)).or_insert((Thing::Directory, None));
         }
         model.insert(added.path.clone(), (added.thing.clone(), Some(added.mtime)));
         blob.extend(written(added));
@@ -89,8 +69,7 @@ fn written(added: &Added) -> Vec<u8> {
         Thing::Directory => (b'5', &b""[..], ""),
         Thing::Symlink(target) => (b'2', &b""[..], &target[..]),
     };
-    let header =
-        Block::new("cut", flag, data.len()).put(136, format!("{:011o}\0", added.mtime).as_bytes());
+    let header = Block::new("cut", flag, data.len()).put(136, format!("{:011o}\0", added.mtime).as_bytes());
     match added.dialect {
         Dialect::Gnu => [
             extension(b'L', format!("{path}\0").as_bytes()),
@@ -98,11 +77,7 @@ fn written(added: &Added) -> Vec<u8> {
             header.gnu().with(data),
         ]
         .concat(),
-        Dialect::Pax => [
-            pax(b'x', &[("path", &path), ("linkpath", link)]),
-            header.with(data),
-        ]
-        .concat(),
+        Dialect::Pax => [pax(b'x', &[("path", &path), ("linkpath", link)]), header.with(data)].concat(),
     }
 }
 
@@ -116,9 +91,7 @@ fn read(index: &LayerIndex, blob: &[u8]) -> Model {
             let entry = index.entry(child.entry()).unwrap();
             let thing = match entry.kind {
                 Kind::Directory => Thing::Directory,
-                Kind::Symlink => Thing::Symlink(
-                    String::from_utf8(index.link_target(child.entry()).to_vec()).unwrap(),
-                ),
+                Kind::Symlink => Thing::Symlink(String::from_utf8(index.link_target(child.entry()).to_vec()).unwrap()),
                 _ => Thing::File(content(index, child.entry(), blob)),
             };
             if thing == Thing::Directory {
@@ -142,11 +115,7 @@ fn members_in_windows(blob: &[u8], mut dice: Dice) -> Result<(Vec<Member>, bool)
                 let useless = dice.below(5) == 0;
                 let start = (range.start as usize).saturating_sub(before);
                 let end = (range.end as usize + behind).min(blob.len());
-                window = if useless {
-                    start..range.start as usize + dice.below(512)
-                } else {
-                    start..end
-                };
+                window = if useless { start..range.start as usize + dice.below(512) } else { start..end };
                 window.end = window.end.min(blob.len());
             }
             Step::Member(member) => members.push(member),

@@ -191,11 +191,7 @@ impl Mounted {
     /// background there is nobody to ask, and its code is 0.
     pub fn wait_ended(&mut self, limit: Duration) -> Option<Finished> {
         let mut seen: BTreeSet<u32> = self.processes().into_iter().collect();
-        let quiet = Finished {
-            code: 0,
-            stdout: Vec::new(),
-            stderr: String::new(),
-        };
+        let quiet = Finished { code: 0, stdout: Vec::new(), stderr: String::new() };
         let finished = match &mut self.foreground {
             Some(started) => started.wait(limit)?,
             None => quiet,

@@ -26,10 +26,7 @@ pub fn is_alive(pid: u32) -> bool {
     threads.flatten().any(|thread| {
         // proc(5): the state is the first word behind the name in parentheses, which may itself hold any character.
         let stat = fs::read(thread.path().join("stat")).unwrap_or_default();
-        let state = stat
-            .iter()
-            .rposition(|&byte| byte == b')')
-            .and_then(|end| stat.get(end + 2));
+        let state = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
         state.is_some_and(|state| !b"ZX".contains(state))
     })
 }

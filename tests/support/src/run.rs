@@ -74,10 +74,7 @@ impl Started {
             match error.kind() {
                 // A folder in PATH that is not for us hides that the others do not have it.
                 ErrorKind::NotFound | ErrorKind::PermissionDenied => {
-                    panic!(
-                        "{program} is not installed, or not for us ({error}): {}",
-                        install_line(&program)
-                    )
+                    panic!("{program} is not installed, or not for us ({error}): {}", install_line(&program))
                 }
                 _ => panic!("{program} cannot be started: {error}"),
             }

@@ -52,16 +52,9 @@ fn echo() -> (String, JoinHandle<()>) {
 fn every_exchange_takes_a_round_trip_and_a_connection_one_more() {
     let (address, server) = echo();
     let round_trip = Duration::from_millis(30);
-    let link = Link::new(
-        address,
-        Shape {
-            round_trip,
-            ..Shape::default()
-        },
-    );
+    let link = Link::new(address, Shape { round_trip, ..Shape::default() });
     let mut peer = TcpStream::connect(link.address()).unwrap();
-    peer.set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     peer.set_nodelay(true).unwrap();
     for exchange in 0..5_u8 {
         let start = Instant::now();
@@ -69,33 +62,19 @@ fn every_exchange_takes_a_round_trip_and_a_connection_one_more() {
         let mut back = [0; 3];
         peer.read_exact(&mut back).unwrap();
         assert_eq!(back, [exchange; 3]);
-        let least = if exchange == 0 {
-            2 * round_trip
-        } else {
-            round_trip
-        };
+        let least = if exchange == 0 { 2 * round_trip } else { round_trip };
         // The handshake began before the first exchange did.
-        assert!(
-            start.elapsed() >= least - Duration::from_millis(2),
-            "{exchange}: {:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() >= least - Duration::from_millis(2), "{exchange}: {:?}", start.elapsed());
     }
     drop(peer);
     server.join().unwrap();
-    assert_eq!(
-        (link.connections(), link.bytes_up(), link.bytes_down()),
-        (1, 15, 15)
-    );
+    assert_eq!((link.connections(), link.bytes_up(), link.bytes_down()), (1, 15, 15));
 }
 
 #[test]
 fn the_line_is_shared_by_all_connections() {
     let (registry, path) = registry();
-    let shape = Shape {
-        bits_per_second: Some(160_000_000),
-        ..Shape::default()
-    };
+    let shape = Shape { bits_per_second: Some(160_000_000), ..Shape::default() };
     let link = Link::new(registry.address(), shape);
     // 2 MiB at 20 MB/s.
     let one = download(&link, &path, 1);
@@ -109,10 +88,7 @@ fn the_line_is_shared_by_all_connections() {
 #[test]
 fn a_limit_for_each_connection_lets_several_go_faster_than_one() {
     let (registry, path) = registry();
-    let shape = Shape {
-        per_connection: Some(80_000_000),
-        ..Shape::default()
-    };
+    let shape = Shape { per_connection: Some(80_000_000), ..Shape::default() };
     let link = Link::new(registry.address(), shape);
     let one = download(&link, &path, 1);
     let four = download(&link, &path, 4);
@@ -132,31 +108,18 @@ fn a_long_round_trip_does_not_slow_a_stream_below_its_line() {
     };
     let near = download(&Link::new(registry.address(), shape(0)), &path, 1);
     let far = download(&Link::new(registry.address(), shape(100)), &path, 1);
-    assert!(
-        far >= Duration::from_millis(200) && far < near * 4 + Duration::from_millis(200),
-        "{near:?}, {far:?}"
-    );
+    assert!(far >= Duration::from_millis(200) && far < near * 4 + Duration::from_millis(200), "{near:?}, {far:?}");
 }
 
 #[test]
 fn cuts_come_at_the_same_bytes_every_time() {
     let (registry, path) = registry();
     let cuts = |seed| {
-        let shape = Shape {
-            cuts: Some(Cuts {
-                seed,
-                per_mebibyte: 1.0,
-            }),
-            ..Shape::default()
-        };
+        let shape = Shape { cuts: Some(Cuts { seed, per_mebibyte: 1.0 }), ..Shape::default() };
         let link = Link::new(registry.address(), shape);
-        let got =
-            || plain_http::get(&link.address(), &path, &[]).map_or(0, |answer| answer.body.len());
+        let got = || plain_http::get(&link.address(), &path, &[]).map_or(0, |answer| answer.body.len());
         let lengths: Vec<usize> = (0..12).map(|_| got()).collect();
-        let short = lengths
-            .iter()
-            .filter(|&&length| length < SIZE as usize)
-            .count() as u64;
+        let short = lengths.iter().filter(|&&length| length < SIZE as usize).count() as u64;
         // Counted a moment after the client sees it.
         assert!(wait_until(Duration::from_secs(10), || link.cut() == short));
         lengths
@@ -164,37 +127,19 @@ fn cuts_come_at_the_same_bytes_every_time() {
     let first = cuts(7);
     assert_eq!(first, cuts(7));
     assert_ne!(first, cuts(8));
-    assert!(
-        first.iter().any(|&length| length < SIZE as usize),
-        "{first:?}"
-    );
+    assert!(first.iter().any(|&length| length < SIZE as usize), "{first:?}");
 }
 
 #[test]
 fn an_end_on_one_side_is_an_end_on_the_other() {
     let (registry, path) = registry();
-    let link = Link::new(
-        registry.address(),
-        Shape {
-            round_trip: Duration::from_millis(4),
-            ..Shape::default()
-        },
-    );
+    let link = Link::new(registry.address(), Shape { round_trip: Duration::from_millis(4), ..Shape::default() });
     registry.fault(Matcher::blobs(), Fault::CutAfter(1000), 1);
-    assert_eq!(
-        plain_http::get(&link.address(), &path, &[])
-            .unwrap()
-            .body
-            .len(),
-        1000
-    );
+    assert_eq!(plain_http::get(&link.address(), &path, &[]).unwrap().body.len(), 1000);
     registry.go_down();
     plain_http::get(&link.address(), &path, &[]).unwrap_err();
     registry.come_up();
-    assert_eq!(
-        plain_http::get(&link.address(), &path, &[]).unwrap().status,
-        200
-    );
+    assert_eq!(plain_http::get(&link.address(), &path, &[]).unwrap().status, 200);
 }
 
 #[test]
@@ -202,13 +147,7 @@ fn a_receiver_that_does_not_read_stops_its_sender() {
     let (registry, _) = registry();
     let digest = sha256(b"endless");
     registry.put_sparse_blob(1 << 40, &digest, |_, buffer| buffer.fill(0));
-    let link = Link::new(
-        registry.address(),
-        Shape {
-            bits_per_second: Some(8_000_000_000),
-            ..Shape::default()
-        },
-    );
+    let link = Link::new(registry.address(), Shape { bits_per_second: Some(8_000_000_000), ..Shape::default() });
     let mut peer = TcpStream::connect(link.address()).unwrap();
     write!(peer, "GET /v2/r/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut last = 0;
@@ -226,8 +165,7 @@ fn a_dropped_link_is_gone() {
     let link = Link::new(registry.address(), Shape::default());
     let address = link.address();
     let held = TcpStream::connect(&address).unwrap();
-    held.set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
+    held.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     drop(link);
     assert!(matches!((&held).read(&mut [0]), Ok(0) | Err(_)));
     let refused = plain_http::get(&address, &path, &[]).unwrap_err();

@@ -15,22 +15,15 @@ pub(super) struct Line {
 impl Line {
     pub fn new(bits_per_second: u64) -> Self {
         assert!(bits_per_second > 0, "a line that carries nothing");
-        Self {
-            bits_per_second,
-            free_at: Mutex::new(None),
-        }
+        Self { bits_per_second, free_at: Mutex::new(None) }
     }
 
     /// Takes the line for that many bytes, behind everything taken before; when the last of them is through.
     pub fn take(&self, now: Instant, bytes: usize) -> Instant {
-        let mut free_at = self
-            .free_at
-            .lock()
-            .expect("nothing panics with a line in hand");
+        let mut free_at = self.free_at.lock().expect("nothing panics with a line in hand");
         let earliest = now.checked_sub(SLACK).unwrap_or(now);
         let start = free_at.map_or(now, |free_at| free_at.max(earliest));
-        let nanoseconds =
-            u128::from(bytes as u64) * 8 * 1_000_000_000 / u128::from(self.bits_per_second);
+        let nanoseconds = u128::from(bytes as u64) * 8 * 1_000_000_000 / u128::from(self.bits_per_second);
         let through = start + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
         *free_at = Some(through);
         through

@@ -77,27 +77,16 @@ impl Link {
     /// A link to this `host:port` on a free port of 127.0.0.1.
     pub fn new(target: impl AsRef<str>, shape: Shape) -> Self {
         let target = target.as_ref();
-        let to = target
-            .to_socket_addrs()
-            .ok()
-            .and_then(|mut addresses| addresses.find(SocketAddr::is_ipv4));
+        let to = target.to_socket_addrs().ok().and_then(|mut addresses| addresses.find(SocketAddr::is_ipv4));
         let to = to.unwrap_or_else(|| panic!("{target} is no host:port with an IPv4 address"));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port on the loopback interface");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket can be made non-blocking");
-        let address = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        listener.set_nonblocking(true).expect("a socket can be made non-blocking");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let counters = Arc::new(Counters::default());
         let for_relay = Arc::clone(&counters);
         let name = format!("link-{}", address.port());
         let thread = ServerThread::start(&name, move || relay::run(listener, to, shape, for_relay));
-        Self {
-            address,
-            counters,
-            _thread: thread,
-        }
+        Self { address, counters, _thread: thread }
     }
 
     /// `127.0.0.1:port`, which leads to the target.

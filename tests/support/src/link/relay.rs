@@ -22,12 +22,7 @@ const SERVER_BUFFER: u32 = 256 << 10;
 const LARGEST_STEP: usize = 64 << 10;
 const SMALLEST_STEP: usize = 1460;
 
-pub(super) async fn run(
-    listener: std::net::TcpListener,
-    target: SocketAddr,
-    shape: Shape,
-    counters: Arc<Counters>,
-) {
+pub(super) async fn run(listener: std::net::TcpListener, target: SocketAddr, shape: Shape, counters: Arc<Counters>) {
     let listener = TcpListener::from_std(listener).expect("a listening socket can be watched");
     let line = || shape.bits_per_second.map(|rate| Arc::new(Line::new(rate)));
     let (up, down) = (line(), line());
@@ -101,18 +96,12 @@ impl Connection {
     }
 
     fn direction(&self, direction: usize) -> Direction {
-        let own = self
-            .shape
-            .per_connection
-            .map(|rate| Arc::new(Line::new(rate)));
+        let own = self.shape.per_connection.map(|rate| Arc::new(Line::new(rate)));
         let lines: Vec<Arc<Line>> = self.lines[direction].iter().cloned().chain(own).collect();
         let slowest = lines.iter().map(|line| line.bits_per_second()).min();
         // What is on the way in a round trip, twice, and at least what sockets hold anyway.
-        let on_the_way =
-            slowest.map(|rate| rate as f64 / 8.0 * self.shape.round_trip.as_secs_f64());
-        let window = on_the_way
-            .map_or(16 << 20, |bytes| (2.0 * bytes) as usize)
-            .max(1 << 20);
+        let on_the_way = slowest.map(|rate| rate as f64 / 8.0 * self.shape.round_trip.as_secs_f64());
+        let window = on_the_way.map_or(16 << 20, |bytes| (2.0 * bytes) as usize).max(1 << 20);
         // Small enough that connections take turns every two milliseconds.
         let step = slowest.map_or(LARGEST_STEP, |rate| (rate / 8 / 500) as usize);
         Direction {
@@ -147,34 +136,20 @@ struct OnTheWay {
 }
 
 impl Direction {
-    async fn carry(
-        &self,
-        from: OwnedReadHalf,
-        to: OwnedWriteHalf,
-        cut: Option<u64>,
-        counter: &AtomicU64,
-    ) -> Ended {
+    async fn carry(&self, from: OwnedReadHalf, to: OwnedWriteHalf, cut: Option<u64>, counter: &AtomicU64) -> Ended {
         let (send, receive) = mpsc::unbounded_channel();
-        let (ended, ()) =
-            tokio::join!(self.take_up(from, send, cut), deliver(receive, to, counter));
+        let (ended, ()) = tokio::join!(self.take_up(from, send, cut), deliver(receive, to, counter));
         ended
     }
 
-    async fn take_up(
-        &self,
-        mut from: OwnedReadHalf,
-        send: mpsc::UnboundedSender<OnTheWay>,
-        cut: Option<u64>,
-    ) -> Ended {
+    async fn take_up(&self, mut from: OwnedReadHalf, send: mpsc::UnboundedSender<OnTheWay>, cut: Option<u64>) -> Ended {
         let mut timer = Timer::new();
         let mut buffer = vec![0; self.step];
         let mut left = cut.unwrap_or(u64::MAX);
         timer.until(self.opened).await;
         loop {
-            let mut window = Arc::clone(&self.window)
-                .acquire_many_owned(self.step as u32)
-                .await
-                .expect("nobody closes the window");
+            let mut window =
+                Arc::clone(&self.window).acquire_many_owned(self.step as u32).await.expect("nobody closes the window");
             let count = match from.read(&mut buffer).await {
                 Ok(0) | Err(_) => return Ended::Closed,
                 Ok(count) => usize::try_from(left).unwrap_or(usize::MAX).min(count),
@@ -182,21 +157,9 @@ impl Direction {
             left -= count as u64;
             drop(window.split(self.step - count));
             let now = Instant::now();
-            let through = self
-                .lines
-                .iter()
-                .map(|line| line.take(now, count))
-                .max()
-                .unwrap_or(now);
+            let through = self.lines.iter().map(|line| line.take(now, count)).max().unwrap_or(now);
             let bytes = Bytes::copy_from_slice(&buffer[..count]);
-            if send
-                .send(OnTheWay {
-                    bytes,
-                    arrives: through + self.delay,
-                    _window: window,
-                })
-                .is_err()
-            {
+            if send.send(OnTheWay { bytes, arrives: through + self.delay, _window: window }).is_err() {
                 return Ended::Closed;
             }
             if left == 0 {
@@ -207,11 +170,7 @@ impl Direction {
     }
 }
 
-async fn deliver(
-    mut receive: mpsc::UnboundedReceiver<OnTheWay>,
-    mut to: OwnedWriteHalf,
-    counter: &AtomicU64,
-) {
+async fn deliver(mut receive: mpsc::UnboundedReceiver<OnTheWay>, mut to: OwnedWriteHalf, counter: &AtomicU64) {
     let mut timer = Timer::new();
     while let Some(part) = receive.recv().await {
         timer.until(part.arrives).await;
