@@ -103,7 +103,7 @@ impl LayerIndexBuilder {
         self.within_memory(&member)
     }
 
-    /// Names read so far, directories without a member included.
+    /// Entries made so far, those that no name leads to any more included.
     pub fn len(&self) -> usize {
         self.tree.nodes.len()
     }

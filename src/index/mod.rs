@@ -1,7 +1,15 @@
 //! What a tar layer holds: a scanner that is given bytes and says which it needs next, and the tree made of its members.
 //! Called by `mount` and `cli`; uses nothing but `error`: no IO, no clock, no threads.
-//! What an archive means is what GNU tar 1.34 extracts from it (`tar -x`), placed safely; `docs` of each item say where we differ.
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+//! An archive means what GNU tar 1.34 extracts from it (`tar -x`); where we differ, `ScanError` and `LayerIndexBuilder` say so.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 mod build;
 mod error;

@@ -166,7 +166,7 @@ fn plain(path: Vec<u8>) -> Member {
 
 #[test]
 fn a_large_directory_is_small_in_memory_and_quick_to_look_up() {
-    let count = 200_000u32;
+    let count = 100_000u32;
     let template = plain(Vec::new());
     let mut builder = LayerIndexBuilder::new(Limits::default());
     for n in 0..count {
