@@ -3,12 +3,7 @@
 //! An archive means what GNU tar 1.34 extracts from it (`tar -x`); where we differ, `ScanError` and `LayerIndexBuilder` say so.
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
 mod build;
