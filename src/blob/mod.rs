@@ -1,6 +1,7 @@
 //! The one seam: whoever can give bytes of a blob is a [`BlobSource`] or a decorator of one.
 //! Called by `mount`; implementations here and in `registry` and `cache`.
 
+mod background;
 mod layout;
 mod readahead;
 mod unpack;
@@ -10,6 +11,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use background::Background;
 pub use layout::Layout;
 pub use readahead::ReadAhead;
 pub use unpack::{Compression, unpack};

@@ -9,21 +9,27 @@
 mod build;
 mod error;
 mod header;
+mod indexer;
 mod layer;
 mod limits;
 mod member;
 mod number;
 mod path;
 mod pax;
+mod pieces;
+mod predict;
 mod scan;
+mod segment;
 mod sparse;
 #[cfg(test)]
 mod tests;
 
 pub use build::LayerIndexBuilder;
 pub use error::ScanError;
+pub use indexer::{Indexer, Tuning};
 pub use layer::{Dirent, Entry, EntryId, LayerIndex, Segment, Segments};
 pub use limits::Limits;
 pub use member::{Kind, Member, MemberKind, Mtime, SparseExtent};
 pub use path::parts;
+pub use predict::Habits;
 pub use scan::{BLOCK, Scanner, Step, TAIL, is_header};

@@ -8,6 +8,7 @@ mod archive;
 mod damage;
 mod dialects;
 mod properties;
+mod strategies;
 mod tree;
 
 use archive::*;

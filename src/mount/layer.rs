@@ -1,16 +1,18 @@
 //! One tar layer: its index is built when somebody first looks into it.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
-use super::indexing::{index_blob, read_head};
+use super::indexing::{Indexing, read_head};
 use crate::blob::{BlobSource, Compression, unpack};
 use crate::cache::CacheFolder;
 use crate::error::{Error, ErrorKind, Result, printable};
-use crate::index::{LayerIndex, Limits};
+use crate::index::LayerIndex;
 use crate::oci::Descriptor;
 
 /// Where the layers of a mount are read from.
@@ -20,20 +22,29 @@ pub struct Sources {
     /// For data: through the chunk cache and read-ahead.
     pub data: Arc<dyn BlobSource>,
     pub folder: Option<Arc<CacheFolder>>,
-    pub limits: Limits,
+    pub indexing: Arc<Indexing>,
 }
 
 pub struct Layer {
     pub descriptor: Descriptor,
+    looked_into: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     contents: Option<Arc<Contents>>,
-    coming: Option<Shared<BoxFuture<'static, Result<Arc<Contents>>>>>,
+    coming: Option<Coming>,
     /// Why the last attempt failed; the next look tries again.
     error: Option<Error>,
+}
+
+/// An indexing under way.
+#[derive(Clone)]
+struct Coming {
+    result: Shared<BoxFuture<'static, Result<Arc<Contents>>>>,
+    /// Nobody had asked for it.
+    ahead: bool,
 }
 
 /// An indexed layer and the blob that its extents point into.
@@ -45,12 +56,17 @@ pub struct Contents {
 
 impl Layer {
     pub fn new(descriptor: Descriptor) -> Self {
-        Self { descriptor, state: Mutex::default() }
+        Self { descriptor, looked_into: AtomicBool::new(false), state: Mutex::default() }
     }
 
     /// The contents if they are known; asks nobody.
     pub fn known(&self) -> Option<Arc<Contents>> {
         self.state().contents.clone()
+    }
+
+    /// Whether this is the first look into it.
+    pub fn is_first_look(&self) -> bool {
+        !self.looked_into.load(Relaxed) && !self.looked_into.swap(true, Relaxed)
     }
 
     pub fn error(&self) -> Option<Error> {
@@ -59,17 +75,35 @@ impl Layer {
 
     /// The contents; all who ask meanwhile wait for one indexing, which goes on if they give up.
     pub async fn contents(self: &Arc<Self>, sources: &Arc<Sources>) -> Result<Arc<Contents>> {
-        let coming = {
-            let mut state = self.state();
-            if let Some(contents) = &state.contents {
-                return Ok(Arc::clone(contents));
+        loop {
+            let coming = self.coming(sources, false);
+            match coming.result.await {
+                // Who asks gets an attempt of its own.
+                Err(_) if coming.ahead => {}
+                result => return result,
             }
-            state.coming.get_or_insert_with(|| self.start(sources)).clone()
-        };
-        coming.await
+        }
     }
 
-    fn start(self: &Arc<Self>, sources: &Arc<Sources>) -> Shared<BoxFuture<'static, Result<Arc<Contents>>>> {
+    /// Indexes the layer before anybody asks; a failure is forgotten.
+    pub async fn look_ahead(self: &Arc<Self>, sources: &Arc<Sources>) {
+        let _ = self.coming(sources, true).result.await;
+    }
+
+    fn coming(self: &Arc<Self>, sources: &Arc<Sources>, ahead: bool) -> Coming {
+        let mut state = self.state();
+        if let Some(contents) = &state.contents {
+            let result = std::future::ready(Ok(Arc::clone(contents))).boxed().shared();
+            return Coming { result, ahead: false };
+        }
+        state.coming.get_or_insert_with(|| Coming { result: self.start(sources, ahead), ahead }).clone()
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        sources: &Arc<Sources>,
+        ahead: bool,
+    ) -> Shared<BoxFuture<'static, Result<Arc<Contents>>>> {
         let (layer, sources) = (Arc::clone(self), Arc::clone(sources));
         let task = tokio::spawn(async move { open(&layer.descriptor, &sources).await });
         let layer = Arc::clone(self);
@@ -82,7 +116,8 @@ impl Layer {
             state.coming = None;
             match &result {
                 Ok(contents) => (state.contents, state.error) = (Some(Arc::clone(contents)), None),
-                Err(error) => state.error = Some(error.clone()),
+                Err(error) if !ahead => state.error = Some(error.clone()),
+                Err(_) => {}
             }
             result
         });
@@ -110,7 +145,7 @@ async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Contents> {
             (Descriptor { size: unpacked.size, ..layer.clone() }, unpacked.clone(), unpacked, Bytes::new())
         }
     };
-    let index = index_blob(headers.as_ref(), &blob, head, sources.limits).await?;
+    let index = sources.indexing.index(headers.as_ref(), &blob, head).await?;
     for warning in index.warnings() {
         tracing::warn!("layer {}: {}", layer.digest, printable(warning));
     }

@@ -4,6 +4,7 @@
 mod attributes;
 mod indexing;
 mod layer;
+mod lookahead;
 mod names;
 mod open;
 mod tree;
@@ -11,7 +12,7 @@ mod xattrs;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,7 @@ use crate::oci::Digest;
 use crate::registry::Traffic;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
+use lookahead::LookAhead;
 use tree::{Node, NodeId, Tree};
 
 /// Inode number: computed from layer and entry, so that no table is needed. 1 is the root.
@@ -77,13 +79,26 @@ pub struct Mount {
     digest: Digest,
     config: Bytes,
     layers: Vec<Arc<Layer>>,
-    /// Node of each layer that is a directory.
-    layer_nodes: Vec<NodeId>,
+    /// Of each layer that is a directory.
+    layer_nodes: Vec<Option<LayerNode>>,
     sources: Arc<Sources>,
+    /// For layers that nobody has asked for yet.
+    ahead: Arc<Sources>,
+    /// Numbers of the layers in the order of the tree.
+    walk: Vec<usize>,
+    look_ahead: Mutex<LookAhead>,
     tree: Tree,
     /// Shown for all that the archives say nothing about.
     created: SystemTime,
     traffic: Arc<Traffic>,
+}
+
+/// Where a layer's directory is.
+#[derive(Debug, Clone, Copy)]
+struct LayerNode {
+    node: NodeId,
+    /// In [`Mount::walk`].
+    place: usize,
 }
 
 impl Mount {
@@ -138,7 +153,8 @@ impl Mount {
                 let index = &contents.index;
                 let parent = match entry {
                     LayerIndex::ROOT => {
-                        self.node_attributes(self.layer_nodes.get(layer).map_or(0, |id| self.tree.parent(*id)))?
+                        let node = self.layer_nodes.get(layer).copied().flatten().map_or(0, |layer| layer.node);
+                        self.node_attributes(self.tree.parent(node))?
                     }
                     entry => self.entry_attributes(layer, index, index.parent(entry))?,
                 };
@@ -197,13 +213,28 @@ impl Mount {
     }
 
     /// A layer's contents; known ones without waiting, as nearly every call finds them.
-    async fn contents(&self, layer: usize) -> Result<Arc<Contents>> {
-        let layer = self.layer(layer)?;
+    async fn contents(&self, number: usize) -> Result<Arc<Contents>> {
+        let layer = self.layer(number)?;
+        if layer.is_first_look() {
+            self.start_look_ahead(number);
+        }
         match layer.known() {
             Some(contents) => Ok(contents),
             None => {
                 let timeout = self.options.timeout;
                 in_time(timeout, &layer.descriptor.digest, layer.contents(&self.sources)).await
+            }
+        }
+    }
+
+    fn start_look_ahead(&self, number: usize) {
+        let Some(LayerNode { place, .. }) = self.layer_nodes.get(number).copied().flatten() else { return };
+        let mut look_ahead = self.look_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        for next in look_ahead.note(place, self.walk.len()) {
+            let layer = self.walk.get(next).and_then(|number| self.layers.get(*number));
+            if let Some(layer) = layer.filter(|layer| layer.known().is_none()) {
+                let (layer, sources) = (Arc::clone(layer), Arc::clone(&self.ahead));
+                tokio::spawn(async move { layer.look_ahead(&sources).await });
             }
         }
     }

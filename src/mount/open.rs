@@ -1,23 +1,23 @@
 //! From a reference to a mount: resolve, check manifest and config, name the layers. No layer is fetched.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::indexing::read_head;
+use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::tree::{Node, Tree};
-use super::{Mount, Options};
-use crate::blob::{BlobSource, Compression, Layout, ReadAhead};
+use super::{LayerNode, Mount, Options};
+use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{Limits, Scanner, Step};
+use crate::index::{Limits, Scanner, Step, Tuning};
 use crate::oci::{Descriptor, Digest, Document, Index, Manifest, Reference, names_by_layer_digest};
-use crate::registry::{Registry, RegistryOptions, Traffic};
+use crate::registry::{CONNECTIONS, Registry, RegistryOptions, Traffic};
 
 /// Bytes; a config is kept in memory.
 const LARGEST_CONFIG: u64 = 64 << 20;
@@ -37,15 +37,29 @@ impl Mount {
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
-        let sources = Sources { headers, data, folder: folder.map(Arc::new), limits: Limits::default() };
+        let indexing = Arc::new(Indexing {
+            limits: Limits { index_bytes: options.memory, ..Limits::default() },
+            tuning: Tuning::default(),
+            requests: CONNECTIONS,
+            habits: Mutex::default(),
+        });
+        let ahead = Sources {
+            headers: Arc::new(Background::new(headers.clone(), CONNECTIONS / 2)),
+            data: data.clone(),
+            // To unpack a layer ahead would be to download it.
+            folder: None,
+            indexing: indexing.clone(),
+        };
+        let sources = Sources { headers, data, folder: folder.map(Arc::new), indexing };
         let layers = with_shapes(manifest.layers, &sources).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
         let tree = build_tree(&layers, &names, manifest.config.is_some());
-        let mut layer_nodes = vec![0; layers.len()];
-        for (number, node) in tree.layer_nodes() {
-            if let Some(place) = layer_nodes.get_mut(number) {
-                *place = node;
+        let mut layer_nodes = vec![None; layers.len()];
+        let walk: Vec<usize> = tree.layers().iter().map(|(number, _)| *number).collect();
+        for (place, (number, node)) in tree.layers().into_iter().enumerate() {
+            if let Some(layer) = layer_nodes.get_mut(number) {
+                *layer = Some(LayerNode { node, place });
             }
         }
         let created = manifest.annotations.get(CREATED).and_then(|text| humantime::parse_rfc3339(text).ok());
@@ -56,6 +70,9 @@ impl Mount {
             layers: layers.into_iter().map(|(layer, _)| Arc::new(Layer::new(layer))).collect(),
             layer_nodes,
             sources: Arc::new(sources),
+            ahead: Arc::new(ahead),
+            walk,
+            look_ahead: Mutex::default(),
             tree,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,
@@ -146,7 +163,7 @@ async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Shape {
         None => head,
     };
     // Of an unpacked head the size behind it is not known; all that matters here is the first header.
-    match Scanner::new(u64::MAX >> 1, sources.limits).step(0, &head) {
+    match Scanner::new(u64::MAX >> 1, sources.indexing.limits).step(0, &head) {
         Ok(Step::Member(_) | Step::Need(_)) if head.len() >= 512 => Shape::Directory,
         _ => Shape::File,
     }

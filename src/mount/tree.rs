@@ -73,12 +73,17 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// Node of each layer's directory, by the layer's number.
-    pub fn layer_nodes(&self) -> impl Iterator<Item = (usize, NodeId)> {
-        self.nodes.iter().enumerate().filter_map(|(id, node)| match node {
-            Node::Layer(number) => Some((*number, id)),
-            _ => None,
-        })
+    /// Number and node of each layer that is a directory, in the order in which a walk over the tree comes to them.
+    pub fn layers(&self) -> Vec<(usize, NodeId)> {
+        let mut layers = Vec::new();
+        let mut waiting = vec![0];
+        while let Some(id) = waiting.pop() {
+            if let Some(Node::Layer(number)) = self.node(id) {
+                layers.push((number, id));
+            }
+            waiting.extend(self.children(id).iter().rev().map(|(_, child)| *child));
+        }
+        layers
     }
 }
 
@@ -102,5 +107,6 @@ mod tests {
         assert_eq!(tree.node(tree.child(b, b"2").unwrap()), Some(Node::Layer(1)));
         assert_eq!((tree.child(b, b"3"), tree.parent(b)), (None, 0));
         assert_eq!(tree.len(), 6);
+        assert_eq!(tree.layers().iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1]);
     }
 }

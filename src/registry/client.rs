@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::oci::RegistryReference;
 
 /// Requests under way at once.
-const CONNECTIONS: usize = 16;
+pub const CONNECTIONS: usize = 16;
 
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {

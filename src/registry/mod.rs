@@ -8,5 +8,5 @@ mod range;
 mod retry;
 mod traffic;
 
-pub use client::{Registry, RegistryOptions};
+pub use client::{CONNECTIONS, Registry, RegistryOptions};
 pub use traffic::{Traffic, TrafficCount};
