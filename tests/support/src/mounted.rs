@@ -218,12 +218,13 @@ impl Mounted {
     /// kill -9: the mount stays behind, dead. Returns when the process is gone.
     #[track_caller]
     pub fn kill(&mut self) {
-        for pid in self.processes() {
-            processes::kill(pid);
-        }
+        let all = self.processes();
+        all.iter().copied().for_each(processes::kill);
+        // Dying processes are not found any more, but their mounts may still be alive.
+        let dead = wait_until(GRACE, || !all.iter().copied().any(processes::is_alive));
         assert!(
-            self.wait_ended(GRACE).is_some(),
-            "a killed process is still there"
+            dead && self.wait_ended(GRACE).is_some(),
+            "of the killed processes {all:?} some are still there"
         );
     }
 
