@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::as_user::{User, open_fuse_to_all};
+use crate::as_user::{User, is_root, open_fuse_to_all};
 use crate::home::Home;
 use crate::mounted::Mounted;
 use crate::run::Finished;
@@ -129,8 +129,11 @@ impl EoMount {
         let home = self.home.clone().unwrap_or_else(|| self.user.as_ref().map_or_else(Home::new, Home::of));
         let mountpoint = self.mountpoint.clone().unwrap_or_else(|| home.new_mountpoint());
         let program = match &self.user {
-            Some(_) => home.copy_of(&self.program),
-            None => self.program.canonicalize().unwrap_or_else(|_| self.program.clone()),
+            Some(_) if is_root() => home.copy_of(&self.program),
+            _ => self
+                .program
+                .canonicalize()
+                .unwrap_or_else(|_| self.program.clone()),
         };
         let mut command = match &self.user {
             Some(user) => {

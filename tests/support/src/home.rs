@@ -4,10 +4,12 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::as_user::{User, is_root};
+use crate::run::run;
 
 /// A temporary directory with folders for cache, runtime files, temporary files and mountpoints. Clones share it;
 /// the last one removes it.
@@ -96,8 +98,11 @@ impl Home {
     pub(crate) fn copy_of(&self, program: &Path) -> PathBuf {
         let copy = self.path().join(program.file_name().expect("a program has a name"));
         if !copy.exists() {
-            std::fs::copy(program, &copy).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-            set_mode(&copy, 0o755);
+            // Not by ourselves: a process forked by another test would hold the copy open for writing for a moment,
+            // and the kernel would not run it ("Text file busy").
+            let mut cp = Command::new("cp");
+            cp.arg("--preserve=mode").arg(program).arg(&copy);
+            run(&mut cp, Duration::from_secs(60)).expect_success("copying the program");
         }
         copy
     }

@@ -36,7 +36,7 @@ fn a_mount_in_the_background_is_found_and_ended() {
     assert!(entry.options.starts_with("ro"), "{entry:?}");
     let (pid, mountpoint) = (mounted.pid(), mounted.path().to_owned());
     assert!(processes::is_alive(pid));
-    assert!(mounted.resident_bytes() > 0 && mounted.peak_resident_bytes() >= mounted.resident_bytes());
+    assert!(mounted.resident_bytes() > 0 && mounted.peak_resident_bytes() > 0);
     mounted.unmount();
     assert!(is_clean(&mountpoint, pid));
 }
@@ -95,7 +95,10 @@ fn a_killed_process_leaves_a_dead_mount_which_is_removed() {
     let mut mounted = hello("well").mount();
     let (mountpoint, pid) = (mounted.path().to_owned(), mounted.pid());
     mounted.kill();
-    assert!(!processes::is_alive(pid) && mounted.mount_entry().is_some());
+    assert_eq!(
+        (processes::is_alive(pid), mounted.mount_entry().is_some()),
+        (false, true)
+    );
     let dead = std::fs::read_dir(&mountpoint).unwrap_err();
     assert_eq!(dead.kind(), std::io::ErrorKind::NotConnected);
     drop(mounted);
