@@ -1,7 +1,7 @@
 //! Makes the index of a tar blob: fetches what the indexer asks for.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -19,7 +19,7 @@ pub struct Indexing {
     /// Requests under way at once for one layer.
     pub requests: usize,
     /// What the layers so far let one expect of the next: siblings are alike.
-    pub habits: Mutex<Habits>,
+    pub habits: Arc<Mutex<Habits>>,
 }
 
 /// The first bytes of a blob, enough to see what it is and where its first members end.

@@ -22,7 +22,7 @@ pub struct Sources {
     /// For data: through the chunk cache and read-ahead.
     pub data: Arc<dyn BlobSource>,
     pub folder: Option<Arc<CacheFolder>>,
-    pub indexing: Arc<Indexing>,
+    pub indexing: Indexing,
 }
 
 pub struct Layer {

@@ -21,6 +21,10 @@ use crate::registry::{CONNECTIONS, Registry, RegistryOptions, Traffic};
 
 /// Bytes; a config is kept in memory.
 const LARGEST_CONFIG: u64 = 64 << 20;
+/// Connections that indexing ahead leaves to those who wait.
+const INTERACTIVE: usize = 4;
+/// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
+const AHEAD_REQUESTS: usize = 4;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
 /// RFC 3339, from the image specification's annotations.md.
@@ -37,19 +41,21 @@ impl Mount {
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
-        let indexing = Arc::new(Indexing {
-            limits: Limits { index_bytes: options.memory, ..Limits::default() },
-            tuning: Tuning::default(),
-            requests: CONNECTIONS,
-            habits: Mutex::default(),
-        });
+        let limits = Limits { index_bytes: options.memory, ..Limits::default() };
+        let habits = Arc::default();
         let ahead = Sources {
-            headers: Arc::new(Background::new(headers.clone(), CONNECTIONS / 2)),
+            headers: Arc::new(Background::new(headers.clone(), CONNECTIONS - INTERACTIVE)),
             data: data.clone(),
             // To unpack a layer ahead would be to download it.
             folder: None,
-            indexing: indexing.clone(),
+            indexing: Indexing {
+                limits,
+                tuning: Tuning::default(),
+                requests: AHEAD_REQUESTS,
+                habits: Arc::clone(&habits),
+            },
         };
+        let indexing = Indexing { limits, tuning: Tuning::default(), requests: CONNECTIONS, habits };
         let sources = Sources { headers, data, folder: folder.map(Arc::new), indexing };
         let layers = with_shapes(manifest.layers, &sources).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());

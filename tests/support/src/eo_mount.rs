@@ -130,10 +130,7 @@ impl EoMount {
         let mountpoint = self.mountpoint.clone().unwrap_or_else(|| home.new_mountpoint());
         let program = match &self.user {
             Some(_) if is_root() => home.copy_of(&self.program),
-            _ => self
-                .program
-                .canonicalize()
-                .unwrap_or_else(|_| self.program.clone()),
+            _ => self.program.canonicalize().unwrap_or_else(|_| self.program.clone()),
         };
         let mut command = match &self.user {
             Some(user) => {

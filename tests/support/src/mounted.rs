@@ -185,10 +185,7 @@ impl Mounted {
         all.iter().copied().for_each(processes::kill);
         // Dying processes are not found any more, but their mounts may still be alive.
         let dead = wait_until(GRACE, || !all.iter().copied().any(processes::is_alive));
-        assert!(
-            dead && self.wait_ended(GRACE).is_some(),
-            "of the killed processes {all:?} some are still there"
-        );
+        assert!(dead && self.wait_ended(GRACE).is_some(), "of the killed processes {all:?} some are still there");
     }
 
     /// Waits for all processes to end; none if they do not. The result of a command in the foreground; in the

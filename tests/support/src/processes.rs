@@ -29,10 +29,7 @@ pub fn is_alive(pid: u32) -> bool {
         return false;
     };
     let fields: Vec<&str> = fields.split(' ').collect();
-    let threads: u32 = fields
-        .get(17)
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(0);
+    let threads: u32 = fields.get(17).and_then(|count| count.parse().ok()).unwrap_or(0);
     !matches!(fields.first(), Some(&"Z" | &"X")) || threads > 1
 }
 

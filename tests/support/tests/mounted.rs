@@ -95,10 +95,7 @@ fn a_killed_process_leaves_a_dead_mount_which_is_removed() {
     let mut mounted = hello("well").mount();
     let (mountpoint, pid) = (mounted.path().to_owned(), mounted.pid());
     mounted.kill();
-    assert_eq!(
-        (processes::is_alive(pid), mounted.mount_entry().is_some()),
-        (false, true)
-    );
+    assert_eq!((processes::is_alive(pid), mounted.mount_entry().is_some()), (false, true));
     let dead = std::fs::read_dir(&mountpoint).unwrap_err();
     assert_eq!(dead.kind(), std::io::ErrorKind::NotConnected);
     drop(mounted);

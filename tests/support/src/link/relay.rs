@@ -82,16 +82,16 @@ impl Connection {
         let upward = up.carry(from_client, to_server, None, &self.counters.up);
         let downward = down.carry(from_server, to_client, self.cut, &self.counters.down);
         tokio::pin!(upward, downward);
-        let ended = tokio::select! {
-            ended = &mut downward => ended,
-            _ = &mut upward => downward.await,
+        let (ended, upward_ended) = tokio::select! {
+            ended = &mut downward => (ended, false),
+            _ = &mut upward => (downward.await, true),
         };
         if ended == Ended::Cut {
             // Returning drops both directions.
             self.counters.cut.fetch_add(1, Ordering::AcqRel);
-        } else {
-            // The client may still have something to say, or closes too; nothing happens if it did.
-            upward.as_mut().await;
+        } else if !upward_ended {
+            // The client may still have something to say.
+            upward.await;
         }
     }
 
