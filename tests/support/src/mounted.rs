@@ -36,7 +36,7 @@ pub struct Mounted {
     home: Home,
     mark: String,
     /// Mounts that were at this place before, and are none of ours.
-    before: usize,
+    pub(crate) before: usize,
     /// The command itself, where it stays in the foreground.
     foreground: Option<Started>,
     ended: bool,
@@ -68,7 +68,7 @@ impl Mounted {
     #[track_caller]
     pub(crate) fn attempt(mut call: EoMount) -> (Self, Finished) {
         let limit = call.limit;
-        let (mut mounted, mut command) = Self::from(call.prepare(&[]));
+        let (mut mounted, mut command) = Self::from(call.prepare(&[]), call.before);
         let mut started = Started::new(&mut command);
         match started.wait(limit) {
             Some(finished) => (mounted, finished),
@@ -86,7 +86,7 @@ impl Mounted {
     #[track_caller]
     pub fn run_foreground(mut call: EoMount) -> Self {
         let limit = call.limit;
-        let (mut mounted, mut command) = Self::from(call.prepare(&["-f"]));
+        let (mut mounted, mut command) = Self::from(call.prepare(&["-f"]), call.before);
         let mut started = Started::new(&mut command);
         let mut finished = None;
         let there = wait_until(limit, || {
@@ -104,11 +104,19 @@ impl Mounted {
         mounted
     }
 
-    fn from(prepared: Prepared) -> (Self, Command) {
+    /// See [`EoMount::spawn`].
+    #[track_caller]
+    pub(crate) fn spawn(mut call: EoMount) -> Self {
+        let (mut mounted, mut command) = Self::from(call.prepare(&[]), call.before);
+        mounted.foreground = Some(Started::new(&mut command));
+        mounted
+    }
+
+    fn from(prepared: Prepared, before: Option<usize>) -> (Self, Command) {
         let Prepared { command, program, mountpoint, home, mark } = prepared;
         // As the kernel will write it in its table.
         let mountpoint = mountpoint.canonicalize().unwrap_or(mountpoint);
-        let before = mounts_at(&mountpoint).len();
+        let before = before.unwrap_or_else(|| mounts_at(&mountpoint).len());
         (Self { mountpoint, program, home, mark, before, foreground: None, ended: false }, command)
     }
 
