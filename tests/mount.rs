@@ -243,7 +243,8 @@ with open(sys.argv[1], 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.AC
     let (shown, extracted) = pushed.patch(0);
     let (name, content) = extracted.files().into_iter().find(|(name, _)| name.starts_with("DATA_S2")).unwrap();
     let file = shown.join(name);
-    let read = |order| said(&shown, tools::python(), &["-c", SCRIPT, file.to_str().unwrap(), order]);
+    let python = tools::python();
+    let read = |order| said(&shown, &python, &["-c", SCRIPT, file.to_str().unwrap(), order]);
     let sums = std::thread::scope(|scope| {
         let both = ["forwards", "backwards"].map(|order| scope.spawn(move || read(order)));
         both.map(|thread| thread.join().unwrap())
