@@ -51,6 +51,14 @@ fn names_in(directory: &Path) -> Vec<String> {
 
 const NAMES: [&str; 3] = ["config.json", "packed", "plain"];
 
+/// In the foreground, when it has said that it is ready: before, a signal is no orderly end.
+#[track_caller]
+fn in_the_foreground(call: EoMount) -> Mounted {
+    let mounted = call.arg("-v").mount_foreground();
+    assert!(wait_until(PATIENCE, || mounted.log().contains(": mounted ")), "{}", mounted.log());
+    mounted
+}
+
 /// Reads a bit of everything.
 #[track_caller]
 fn use_it(mounted: &Mounted) {
@@ -110,8 +118,8 @@ fn the_command_returns_when_the_mount_answers_and_the_mount_goes_on_in_the_backg
 fn in_the_foreground_it_stays_until_ctrl_c() {
     let (_registry, reference) = registry();
     for option in ["-f", "--foreground"] {
-        let mut mounted = eo_mount(&reference).arg(option).spawn();
-        assert!(wait_until(PATIENCE, || mounted.mount_entry().is_some()), "{}", mounted.log());
+        let mut mounted = eo_mount(&reference).arg(option).arg("-v").spawn();
+        assert!(wait_until(PATIENCE, || mounted.log().contains(": mounted ")), "{}", mounted.log());
         use_it(&mounted);
         assert!(mounted.wait_ended(Duration::from_millis(200)).is_none(), "it stays");
         mounted.signal(Signal::INT);
@@ -205,7 +213,7 @@ fn every_way_to_end_a_mount_leaves_nothing_behind() {
         assert_nothing_is_left(&mut background, how);
         assert_eq!(background.log(), "", "{how}");
         // The same place can be used again.
-        let mut foreground = eo_mount(&reference).mountpoint(background.path()).mount_foreground();
+        let mut foreground = in_the_foreground(eo_mount(&reference).mountpoint(background.path()));
         use_it(&foreground);
         end(&foreground);
         let finished = assert_nothing_is_left(&mut foreground, how);
@@ -241,7 +249,7 @@ fn sigterm_ends_a_mount_while_a_file_is_open_and_a_folder_is_in_use() {
     let (_registry, reference) = registry();
     for foreground in [false, true] {
         let call = eo_mount(&reference);
-        let mut mounted = if foreground { call.mount_foreground() } else { call.mount() };
+        let mut mounted = if foreground { in_the_foreground(call) } else { call.mount() };
         use_it(&mounted);
         let mut file = File::open(mounted.join("plain/file")).unwrap();
         let folder = File::open(mounted.join("plain")).unwrap();

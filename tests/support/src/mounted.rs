@@ -86,12 +86,15 @@ impl Mounted {
     #[track_caller]
     pub fn run_foreground(mut call: EoMount) -> Self {
         let limit = call.limit;
+        let replaces = call.before.is_some();
         let (mut mounted, mut command) = Self::from(call.prepare(&["-f"]), call.before);
         let mut started = Started::new(&mut command);
         let mut finished = None;
         let there = wait_until(limit, || {
             finished = started.wait(Duration::ZERO);
-            finished.is_some() || mounted.mount_entry().is_some()
+            // The kernel's table does not tell a dead mount from a living one.
+            let there = || mounted.mount_entry().is_some() && (!replaces || answers(mounted.path()));
+            finished.is_some() || there()
         });
         if let Some(finished) = finished {
             panic!("it ended with exit code {}\nstderr: {}\nlog: {}", finished.code, finished.stderr, mounted.log());
@@ -248,6 +251,12 @@ impl Mounted {
             if still_mounted { ", and so was the mount" } else { "" }
         ))
     }
+}
+
+/// Whether this is a FUSE mount with somebody behind it. Another user's mount always seems so.
+fn answers(mountpoint: &Path) -> bool {
+    // statfs(2), FUSE_SUPER_MAGIC.
+    rustix::fs::statfs(mountpoint).is_ok_and(|stat| stat.f_type == 0x6573_5546)
 }
 
 impl Drop for Mounted {
