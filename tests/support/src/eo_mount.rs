@@ -26,6 +26,8 @@ pub struct EoMount {
     pub(crate) home: Option<Home>,
     log: bool,
     user: Option<User>,
+    /// Mounts at this place that are none of ours, if they are not to be counted now.
+    pub(crate) before: Option<usize>,
     pub(crate) limit: Duration,
 }
 
@@ -47,6 +49,7 @@ impl EoMount {
             home: None,
             log: false,
             user: None,
+            before: None,
             limit: Duration::from_secs(90),
         }
     }
@@ -87,6 +90,12 @@ impl EoMount {
         self
     }
 
+    /// At the place of a mount that was killed, which the call is to clear away, and in its home.
+    pub fn in_place_of(mut self, dead: &Mounted) -> Self {
+        self.before = Some(dead.before);
+        self.home(dead.home()).mountpoint(dead.path())
+    }
+
     /// Without `--log FILE`.
     pub fn without_log(mut self) -> Self {
         self.log = false;
@@ -116,6 +125,12 @@ impl EoMount {
     #[track_caller]
     pub fn mount_foreground(self) -> Mounted {
         Mounted::run_foreground(self)
+    }
+
+    /// Starts the command and waits for nothing.
+    #[track_caller]
+    pub fn spawn(self) -> Mounted {
+        Mounted::spawn(self)
     }
 
     /// Runs a command that is meant to fail. Should it mount nevertheless, everything is cleaned up.

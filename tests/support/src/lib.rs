@@ -10,6 +10,7 @@
 pub mod as_user;
 pub mod digest;
 pub mod eo_mount;
+pub mod extracted;
 pub mod fixtures;
 pub mod home;
 pub mod link;
@@ -21,11 +22,13 @@ pub mod real_registry;
 pub mod run;
 pub mod scripted_registry;
 mod server_thread;
+pub mod tools;
 pub mod wait;
 
 pub use as_user::User;
 pub use digest::sha256;
 pub use eo_mount::EoMount;
+pub use extracted::Extracted;
 pub use home::Home;
 pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;

@@ -37,7 +37,7 @@ pub struct Mounted {
     home: Home,
     mark: String,
     /// Mounts that were at this place before, and are none of ours.
-    before: usize,
+    pub(crate) before: usize,
     /// The command itself, where it stays in the foreground.
     foreground: Option<Started>,
     ended: bool,
@@ -69,7 +69,7 @@ impl Mounted {
     #[track_caller]
     pub(crate) fn attempt(mut call: EoMount) -> (Self, Finished) {
         let limit = call.limit;
-        let (mut mounted, mut command) = Self::from(call.prepare(&[]));
+        let (mut mounted, mut command) = Self::from(call.prepare(&[]), call.before);
         let mut started = Started::new(&mut command);
         match started.wait(limit) {
             Some(finished) => (mounted, finished),
@@ -87,12 +87,15 @@ impl Mounted {
     #[track_caller]
     pub fn run_foreground(mut call: EoMount) -> Self {
         let limit = call.limit;
-        let (mut mounted, mut command) = Self::from(call.prepare(&["-f"]));
+        let replaces = call.before.is_some();
+        let (mut mounted, mut command) = Self::from(call.prepare(&["-f"]), call.before);
         let mut started = Started::new(&mut command);
         let mut finished = None;
         let there = wait_until(limit, || {
             finished = started.wait(Duration::ZERO);
-            finished.is_some() || mounted.mount_entry().is_some()
+            // The kernel's table does not tell a dead mount from a living one.
+            let there = || mounted.mount_entry().is_some() && (!replaces || answers(mounted.path()));
+            finished.is_some() || there()
         });
         if let Some(finished) = finished {
             panic!("it ended with exit code {}\nstderr: {}\nlog: {}", finished.code, finished.stderr, mounted.log());
@@ -105,11 +108,19 @@ impl Mounted {
         mounted
     }
 
-    fn from(prepared: Prepared) -> (Self, Command) {
+    /// See [`EoMount::spawn`].
+    #[track_caller]
+    pub(crate) fn spawn(mut call: EoMount) -> Self {
+        let (mut mounted, mut command) = Self::from(call.prepare(&[]), call.before);
+        mounted.foreground = Some(Started::new(&mut command));
+        mounted
+    }
+
+    fn from(prepared: Prepared, before: Option<usize>) -> (Self, Command) {
         let Prepared { command, program, mountpoint, home, mark } = prepared;
         // As the kernel will write it in its table.
         let mountpoint = mountpoint.canonicalize().unwrap_or(mountpoint);
-        let before = mounts_at(&mountpoint).len();
+        let before = before.unwrap_or_else(|| mounts_at(&mountpoint).len());
         (Self { mountpoint, program, home, mark, before, foreground: None, ended: false }, command)
     }
 
@@ -249,6 +260,12 @@ impl Mounted {
             if still_mounted { ", and so was the mount" } else { "" }
         ))
     }
+}
+
+/// Whether this is a FUSE mount with somebody behind it. Another user's mount always seems so.
+fn answers(mountpoint: &Path) -> bool {
+    // statfs(2), FUSE_SUPER_MAGIC.
+    rustix::fs::statfs(mountpoint).is_ok_and(|stat| stat.f_type == 0x6573_5546)
 }
 
 impl Drop for Mounted {

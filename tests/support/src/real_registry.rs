@@ -21,9 +21,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::plain_http;
 use crate::run::{Finished, run};
 use crate::wait::wait_until;
+use crate::{plain_http, tools};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -88,6 +88,11 @@ impl RealRegistry {
         format!("{}/{name}", self.address)
     }
 
+    /// `localhost:port/name`, as people write it.
+    pub fn on_localhost(&self, name: &str) -> String {
+        self.reference(name).replacen("127.0.0.1", "localhost", 1)
+    }
+
     /// What it wrote to stderr so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -109,7 +114,7 @@ impl RealRegistry {
     /// Any `oras` command, with no one's credentials. Panics when it fails.
     #[track_caller]
     pub fn oras(&self, directory: &Path, arguments: &[&str]) -> Finished {
-        let mut command = Command::new("oras");
+        let mut command = Command::new(tools::oras());
         command.args(arguments).current_dir(directory);
         command.env("HOME", self.directory.path()).env("DOCKER_CONFIG", self.directory.path());
         for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {

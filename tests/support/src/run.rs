@@ -128,13 +128,18 @@ fn content(file: &File) -> Vec<u8> {
 /// The line to type when a program that the tests need is missing.
 fn install_line(program: &str) -> &'static str {
     match program.rsplit('/').next().unwrap_or(program) {
-        "oras" => "go install oras.land/oras/cmd/oras@v1.3.3",
+        "oras" => "make test-tools (or go install oras.land/oras/cmd/oras@v1.3.3)",
         "docker-registry" => "apt-get install docker-registry",
         "fusermount3" => "apt-get install fuse3",
         "tar" => "apt-get install tar",
         "python3" => "apt-get install python3",
         "setpriv" => "apt-get install util-linux",
         "gdalinfo" => "apt-get install gdal-bin",
+        "getfattr" | "setfattr" => "apt-get install attr",
+        "gzip" => "apt-get install gzip",
+        "zstd" => "apt-get install zstd",
+        "file" => "apt-get install file",
+        "umount" => "apt-get install mount",
         _ => "look for it in your distribution's packages",
     }
 }

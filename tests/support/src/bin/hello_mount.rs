@@ -111,7 +111,8 @@ fn main() -> ExitCode {
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.args(&arguments).args(["-f", &reference]).arg(&mountpoint).stdin(Stdio::null()).process_group(0);
     let before = mounts_at(&mountpoint).len();
-    command.spawn().expect("this program again");
+    #[allow(clippy::zombie_processes, reason = "it goes on when this process has ended")]
+    let _serving = command.spawn().expect("this program again");
     if wait_until(Duration::from_secs(20), || mounts_at(&mountpoint).len() > before) {
         ExitCode::SUCCESS
     } else {
