@@ -8,12 +8,14 @@
 pub mod as_user;
 pub mod digest;
 pub mod eo_mount;
+pub mod files;
 pub mod fixtures;
 pub mod home;
 pub mod mount_table;
 pub mod mounted;
 pub mod plain_http;
 pub mod processes;
+pub mod python;
 pub mod real_registry;
 pub mod run;
 pub mod scripted_registry;

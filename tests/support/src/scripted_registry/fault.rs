@@ -50,6 +50,8 @@ pub enum Fault {
     /// 200 with a web page, as a captive portal answers.
     GarbageBody,
     ContentType(String),
+    /// One more header, whose name and value these are.
+    Header(&'static str, &'static str),
     /// `Docker-Content-Digest` of something else.
     WrongDigestHeader,
 }
@@ -116,6 +118,7 @@ impl Fault {
                 answer.replace(bytes);
             }
             Self::ContentType(media_type) => answer.set("Content-Type", media_type),
+            Self::Header(name, value) => answer.set(name, *value),
             Self::WrongDigestHeader => {
                 answer.set("Docker-Content-Digest", crate::sha256(b"something else"));
             }
