@@ -51,13 +51,15 @@ struct Window {
 impl Window {
     async fn fetch(&mut self, source: &dyn BlobSource, blob: &Descriptor, needed: Range<u64>) -> Result<()> {
         let end = self.at.saturating_add(self.bytes.len() as u64);
-        if (self.at..=end).contains(&needed.start) && end > 0 {
+        if (self.at..=end.saturating_add(SMALLEST)).contains(&needed.start) && end > 0 {
             // The next header follows closely: members are small, and a longer window saves requests.
             self.length = (self.length * 2).min(LARGEST);
-            let overlap = self.bytes.slice((needed.start - self.at) as usize..);
-            let fetched = read(source, blob, end..needed.end.max(end.saturating_add(self.length))).await?;
+            // None where the window ended within a member's data.
+            let overlap = self.bytes.get((needed.start - self.at) as usize..).unwrap_or_default();
+            let start = needed.start.max(end);
+            let fetched = read(source, blob, start..needed.end.max(start.saturating_add(self.length))).await?;
             let mut bytes = BytesMut::with_capacity(overlap.len() + fetched.len());
-            bytes.extend_from_slice(&overlap);
+            bytes.extend_from_slice(overlap);
             bytes.extend_from_slice(&fetched);
             self.bytes = bytes.freeze();
         } else {
@@ -78,4 +80,54 @@ async fn read(source: &dyn BlobSource, blob: &Descriptor, range: Range<u64>) -> 
         return Err(Error::new(ErrorKind::Protocol, &blob.digest, "the source gave another number of bytes"));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use eo_mount_testing::fixtures::PythonTar;
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::oci::Digest;
+
+    struct Counted {
+        bytes: Bytes,
+        requests: AtomicUsize,
+    }
+
+    impl BlobSource for Counted {
+        fn read<'a>(&'a self, _: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok(self.bytes.slice(range.start as usize..range.end as usize))).boxed()
+        }
+    }
+
+    async fn requests_for(members: u64, size: usize) -> usize {
+        let tar = (0..members).fold(PythonTar::new(), |tar, n| tar.file(&n.to_string(), 1.5, vec![b'x'; size], 0, 0));
+        let bytes = Bytes::from(tar.finish().to_bytes());
+        let blob = Descriptor {
+            digest: Digest::sha256_of(&bytes),
+            size: bytes.len() as u64,
+            media_type: String::new(),
+            annotations: Default::default(),
+        };
+        let source = Counted { bytes, requests: AtomicUsize::new(0) };
+        let index = index_blob(&source, &blob, Bytes::new(), Limits::default()).await.expect("an archive");
+        assert_eq!(index.len() as u64, members + 1);
+        source.requests.into_inner()
+    }
+
+    #[tokio::test]
+    async fn a_window_that_ends_within_a_small_members_data_goes_on_growing() {
+        let requests = requests_for(4000, 1024).await;
+        assert!(requests < 25, "{requests}");
+    }
+
+    #[tokio::test]
+    async fn a_large_member_is_skipped() {
+        assert_eq!(requests_for(8, 40_000).await, 9);
+    }
 }
