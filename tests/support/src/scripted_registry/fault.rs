@@ -51,6 +51,8 @@ pub enum Fault {
     GarbageBody,
     /// Another `Content-Type`.
     ContentType(String),
+    /// One more header, whose name and value these are.
+    Header(&'static str, &'static str),
     /// `Docker-Content-Digest` of something else.
     WrongDigestHeader,
 }
@@ -117,6 +119,7 @@ impl Fault {
                 answer.replace(bytes);
             }
             Self::ContentType(media_type) => answer.set("Content-Type", media_type),
+            Self::Header(name, value) => answer.set(name, *value),
             Self::WrongDigestHeader => {
                 answer.set("Docker-Content-Digest", crate::sha256(b"something else"));
             }
