@@ -186,7 +186,7 @@ impl Mount {
     }
 
     pub fn usage(&self) -> Usage {
-        let layers: u64 = self.layers.iter().map(|layer| layer.descriptor.size).sum();
+        let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
             self.layers.iter().filter_map(|layer| layer.known()).map(|contents| contents.index.len()).sum();
         Usage { bytes: layers.saturating_add(self.config.len() as u64), entries: (entries + self.tree.len()) as u64 }
