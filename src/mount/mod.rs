@@ -9,6 +9,7 @@ mod open;
 mod tree;
 mod xattrs;
 
+use std::fmt::Display;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -215,7 +216,7 @@ impl Mount {
     }
 }
 
-async fn in_time<T>(timeout: Duration, object: &Digest, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn in_time<T>(timeout: Duration, object: impl Display, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
         let cause = format!("not done within {}", humantime::format_duration(timeout));
         Err(Error::new(ErrorKind::TimedOut, object, cause)
