@@ -15,6 +15,7 @@ pub mod home;
 pub mod link;
 pub mod mount_table;
 pub mod mounted;
+pub mod namespace;
 pub mod plain_http;
 pub mod processes;
 pub mod real_registry;
@@ -22,6 +23,7 @@ pub mod run;
 pub mod scripted_registry;
 mod server_thread;
 pub mod wait;
+pub mod xattr;
 
 pub use as_user::User;
 pub use digest::sha256;
