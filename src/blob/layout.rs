@@ -38,8 +38,12 @@ impl Layout {
     fn tagged(&self) -> Result<Digest> {
         let path = self.reference.directory.join("index.json");
         let object = path.display().to_string();
-        let Document::Index(index) = Document::parse(&read_small(&path)?, &object)? else {
-            return Err(Error::new(ErrorKind::Protocol, object, "no index of an image layout"));
+        let bytes = read_small(&path).map_err(|error| match error.kind {
+            ErrorKind::NotFound => self.no_layout(),
+            _ => error,
+        })?;
+        let Document::Index(index) = Document::parse(&bytes, &object)? else {
+            return Err(self.no_layout());
         };
         let tag_of = |descriptor: &Descriptor| descriptor.annotations.get(REF_NAME).cloned();
         let mut found = match &self.reference.tag {
@@ -60,6 +64,12 @@ impl Layout {
         }
     }
 
+    fn no_layout(&self) -> Error {
+        let cause = "no image layout: it has no index.json that is one";
+        Error::new(ErrorKind::NotFound, self.reference.directory.display(), cause)
+            .hint("write oci:DIRECTORY:TAG, with a directory as `oras copy --to-oci-layout` makes it")
+    }
+
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.reference.directory.join("blobs").join(digest.algorithm()).join(digest.hex())
     }
@@ -67,12 +77,19 @@ impl Layout {
 
 impl BlobSource for Layout {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
-        let path = self.blob_path(&blob.digest);
+        let (path, size) = (self.blob_path(&blob.digest), blob.size);
         async move {
             // A layout may lie on a network file system that hangs.
             tokio::task::spawn_blocking(move || {
-                let file = File::open(&path).map_err(|error| io_error(&path, &error))?;
-                read_exactly(&file, range).map_err(|error| io_error(&path, &error))
+                let read = || {
+                    let file = File::open(&path)?;
+                    let longer = file.metadata()?.len() > size;
+                    Ok((longer, read_exactly(&file, range)?))
+                };
+                match read().map_err(|error| io_error(&path, &error))? {
+                    (false, bytes) => Ok(bytes),
+                    (true, _) => Err(incomplete(ErrorKind::Corrupt, &path, "longer than the manifest says")),
+                }
             })
             .await
             .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &blob.digest, panic)))
@@ -100,11 +117,16 @@ fn read_small(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn io_error(path: &Path, error: &std::io::Error) -> Error {
-    let (kind, cause) = match error.kind() {
-        std::io::ErrorKind::NotFound => (ErrorKind::NotFound, "no such file in the image layout".to_owned()),
-        std::io::ErrorKind::PermissionDenied => (ErrorKind::Denied, "no permission to read it".to_owned()),
-        std::io::ErrorKind::UnexpectedEof => (ErrorKind::Corrupt, "shorter than the manifest says".to_owned()),
-        _ => (ErrorKind::Io, error.to_string()),
-    };
-    Error::new(kind, path.display(), cause)
+    match error.kind() {
+        std::io::ErrorKind::NotFound => incomplete(ErrorKind::NotFound, path, "no such file in the image layout"),
+        std::io::ErrorKind::UnexpectedEof => incomplete(ErrorKind::Corrupt, path, "shorter than the manifest says"),
+        std::io::ErrorKind::PermissionDenied => {
+            Error::new(ErrorKind::Denied, path.display(), "no permission to read it").hint("chmod -R u+r the layout")
+        }
+        _ => Error::new(ErrorKind::Io, path.display(), error),
+    }
+}
+
+fn incomplete(kind: ErrorKind, path: &Path, cause: &str) -> Error {
+    Error::new(kind, path.display(), cause).hint("the layout is incomplete or damaged: copy it again")
 }

@@ -24,8 +24,7 @@ impl CacheFolder {
             Error::new(ErrorKind::Io, path.display(), format!("cannot use the cache folder: {error}"))
                 .hint("choose another with --cache-dir")
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
-        tempfile::tempfile_in(path).map_err(fail)?;
+        unnamed_file(path).map_err(fail)?;
         let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
         let limit = LARGEST.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
         Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
@@ -33,8 +32,9 @@ impl CacheFolder {
 
     /// A file without a name, and the space that it may take.
     pub fn unnamed_file(&self) -> Result<(File, Reservation)> {
-        let file = tempfile::tempfile_in(&self.path).map_err(|error| {
+        let file = unnamed_file(&self.path).map_err(|error| {
             Error::new(ErrorKind::Io, self.path.display(), format!("cannot write in the cache folder: {error}"))
+                .hint("make it writable again, or choose another with --cache-dir")
         })?;
         let space = Reservation {
             folder: self.path.display().to_string(),
@@ -44,6 +44,12 @@ impl CacheFolder {
         };
         Ok((file, space))
     }
+}
+
+/// Makes the folder if it is not there, or not any more.
+fn unnamed_file(folder: &Path) -> std::io::Result<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    tempfile::tempfile_in(folder)
 }
 
 /// Space in the cache folder, given back on drop.

@@ -17,6 +17,7 @@ use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
 use crate::fuse::{self, Mountpoint, Session, Settings};
 use crate::mount::{Mount, Options};
+use crate::oci::Reference;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -107,7 +108,8 @@ impl Command {
         };
         logging::init(self.verbose, destination).map_err(|error| {
             let file = self.log.as_deref().unwrap_or(Path::new("log"));
-            Failure::usage(&Error::new(ErrorKind::Usage, file.display(), error))
+            let error = Error::new(ErrorKind::Usage, file.display(), format!("cannot write the log: {error}"));
+            Failure::usage(&error.hint("choose another file with --log"))
         })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -129,12 +131,9 @@ impl Command {
         for path in [&mut self.cache_dir, &mut self.log].into_iter().flatten() {
             *path = absolute(path)?;
         }
-        if let Some(layout) = self.reference.strip_prefix("oci:")
-            && !layout.starts_with('/')
-            && !layout.is_empty()
-        {
-            let folder = absolute(Path::new("."))?;
-            self.reference = format!("oci:{}/{layout}", folder.display());
+        if let Reference::Layout(mut layout) = self.reference.parse().map_err(|error| Failure::usage(&error))? {
+            layout.directory = absolute(&layout.directory)?;
+            self.reference = layout.to_string();
         }
         Ok(())
     }
@@ -373,7 +372,7 @@ mod tests {
         let here = std::env::current_dir().expect("a folder");
         assert_eq!(command.log, Some(here.join("l")));
         assert_eq!(command.cache_dir, Some("/c".into()));
-        assert_eq!(command.reference, format!("oci:{}/./sample/pastis:sample", here.display()));
+        assert_eq!(command.reference, format!("oci:{}/sample/pastis:sample", here.display()));
         command.reference = "localhost:5000/a:b".to_owned();
         command.make_absolute().expect("absolute");
         assert_eq!(command.reference, "localhost:5000/a:b");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
@@ -131,13 +132,26 @@ fn unusable(path: &Path, error: &io::Error) -> Error {
 
 /// As it can be pasted into a shell.
 pub(super) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+:@,=".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    match path.to_str() {
+        Some(text) if text.chars().all(plain) => text.to_owned(),
+        Some(text) if !text.contains(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        // POSIX.1-2024, "Dollar-Single-Quotes": one line, and nothing that a terminal would obey.
+        _ => format!("$'{}'", path.as_os_str().as_bytes().iter().map(|&byte| escaped(byte)).collect::<String>()),
+    }
+}
+
+fn escaped(byte: u8) -> String {
+    match byte {
+        b' '..=b'~' if !matches!(byte, b'\'' | b'\\') => char::from(byte).to_string(),
+        _ => format!("\\{byte:03o}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     fn line(path: &Path, nonempty: bool) -> String {
@@ -159,6 +173,8 @@ mod tests {
         assert_eq!(quoted(Path::new("/mnt/pastis-2433")), "/mnt/pastis-2433");
         assert_eq!(quoted(Path::new("/mnt/my data")), "'/mnt/my data'");
         assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
+        assert_eq!(quoted(Path::new("it's\ntwo\\é")), r"$'it\047s\012two\134\303\251'");
+        assert_eq!(quoted(Path::new(OsStr::from_bytes(b"\xff"))), r"$'\377'");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod open;
 mod tree;
 mod xattrs;
 
+use std::fmt::Display;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -202,7 +203,7 @@ impl Mount {
     }
 
     pub fn usage(&self) -> Usage {
-        let layers: u64 = self.layers.iter().map(|layer| layer.descriptor.size).sum();
+        let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
             self.layers.iter().filter_map(|layer| layer.known()).map(|contents| contents.index.len()).sum();
         Usage { bytes: layers.saturating_add(self.config.len() as u64), entries: (entries + self.tree.len()) as u64 }
@@ -246,7 +247,7 @@ impl Mount {
     }
 }
 
-async fn in_time<T>(timeout: Duration, object: &Digest, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn in_time<T>(timeout: Duration, object: impl Display, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
         let cause = format!("not done within {}", humantime::format_duration(timeout));
         Err(Error::new(ErrorKind::TimedOut, object, cause)

@@ -11,7 +11,7 @@ use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::tree::{Node, Tree};
-use super::{LayerNode, Mount, Options};
+use super::{LayerNode, Mount, Options, in_time};
 use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache};
 use crate::error::{Error, ErrorKind, Result};
@@ -115,7 +115,11 @@ impl Artifact {
             Reference::Layout(reference) => {
                 let name = reference.to_string();
                 let layout = Arc::new(Layout::new(reference));
-                let (digest, bytes) = layout.manifest()?;
+                // It may lie on a network file system that hangs.
+                let reading = Arc::clone(&layout);
+                let reading = tokio::task::spawn_blocking(move || reading.manifest());
+                let manifest = async { reading.await.unwrap_or_else(|p| Err(Error::new(ErrorKind::Io, &name, p))) };
+                let (digest, bytes) = in_time(options.timeout, &name, manifest).await?;
                 let manifest = image_manifest(&bytes, &name)?;
                 // The kernel's page cache serves a local file better than a second copy of it.
                 Ok(Self { digest, manifest, headers: layout.clone(), data: layout, traffic: Arc::default() })

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::Digest;
 
@@ -17,12 +18,18 @@ pub const UNPACK: &str = "io.deis.oras.content.unpack";
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     pub digest: Digest,
-    /// Bytes.
+    /// Bytes, at most 2^63 - 1 (OCI image specification, descriptor.md, "Properties").
+    #[serde(deserialize_with = "size")]
     pub size: u64,
     #[serde(default)]
     pub media_type: String,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let size = u64::deserialize(deserializer)?;
+    i64::try_from(size).map(|_| size).map_err(|_| D::Error::custom(format!("{size} is no size of a blob")))
 }
 
 impl Descriptor {

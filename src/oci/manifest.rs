@@ -123,6 +123,7 @@ mod tests {
             r#"{"layers":3}"#,
             r#"{"layers":[{"digest":"sha256:..","size":1}]}"#,
             r#"{"layers":[{"digest":"DIGEST","size":-1}]}"#,
+            r#"{"layers":[{"digest":"DIGEST","size":9223372036854775808}]}"#,
             r#"{"layers":[{"digest":"DIGEST"}]}"#,
         ] {
             let error = manifest(text).unwrap_err();

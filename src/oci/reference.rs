@@ -53,7 +53,7 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |cause: String| {
-            Error::new(ErrorKind::Usage, text, cause)
+            Error::new(ErrorKind::Usage, if text.is_empty() { "''" } else { text }, cause)
                 .hint("write REGISTRY/REPOSITORY:TAG, REGISTRY/REPOSITORY@sha256:HEX or oci:DIRECTORY:TAG")
         };
         if let Some(rest) = text.strip_prefix("oci:") {

@@ -121,11 +121,13 @@ pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
             Error::new(ErrorKind::Denied, object, format!("the registry answers {status}"))
                 .hint("the repository may need a login, or not exist")
         }
-        StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it"),
-        _ => Error::new(ErrorKind::Protocol, object, format!("the registry answers {status}")),
+        StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it")
+            .hint("push the artifact again, or tell the registry's operator"),
+        _ => Error::new(ErrorKind::Protocol, object, format!("the registry answers {status}"))
+            .hint("tell the registry's operator"),
     };
     if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
-        let error = Error { kind: ErrorKind::Unreachable, ..error };
+        let error = Error { kind: ErrorKind::Unreachable, ..error }.hint("try again later");
         Failure::Passing { error, not_before: retry_after(answer.headers()) }
     } else {
         Failure::Final(error)
@@ -156,7 +158,7 @@ pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure
             failed.hint("check the address and the network")
         }
     } else {
-        Error::new(ErrorKind::Unreachable, object, format!("the connection broke: {cause}"))
+        Error::new(ErrorKind::Unreachable, object, format!("the connection broke: {cause}")).hint("check the network")
     };
     Failure::Passing { error, not_before: None }
 }
@@ -174,7 +176,8 @@ pub(super) async fn body_up_to(
         let piece = piece.map_err(|error| transport_failure(object, &error))?;
         traffic.received(piece.len());
         if body.len() as u64 + piece.len() as u64 > limit {
-            return Err(Error::new(ErrorKind::Limit, object, format!("the answer is larger than {limit} bytes")).into());
+            let error = Error::new(ErrorKind::Limit, object, format!("the answer is larger than {limit} bytes"));
+            return Err(error.hint("check the address").into());
         }
         body.extend_from_slice(&piece);
     }

@@ -17,6 +17,7 @@ pub mod home;
 pub mod link;
 pub mod mount_table;
 pub mod mounted;
+pub mod namespace;
 pub mod plain_http;
 pub mod processes;
 pub mod python;
@@ -26,6 +27,7 @@ pub mod scripted_registry;
 mod server_thread;
 pub mod tools;
 pub mod wait;
+pub mod xattr;
 
 pub use as_user::User;
 pub use digest::sha256;

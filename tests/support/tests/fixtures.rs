@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::fixtures::{self, TarFormat, VirtualTar};
+use eo_mount_testing::fixtures::{self, RawTar, TarFormat, VirtualTar};
 use eo_mount_testing::{run, sha256};
 
 fn python(script: &str, arguments: &[&Path]) -> String {
@@ -146,4 +146,25 @@ fn the_archive_with_everything_unpacks_to_the_tree() {
             assert_eq!(&value[..length], b"\0\x01\xff");
         }
     }
+}
+
+#[test]
+fn raw_archives_say_what_they_are_told_to() {
+    let long = "x".repeat(150);
+    let tar = RawTar::new()
+        .mode(0o4755)
+        .file("../escape", b"data")
+        .symlink(&long, "/etc/passwd")
+        .pax(&[("path", b"a\nb")])
+        .character_device("short", 1, 3)
+        .finish();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tar).unwrap();
+    let mut list = Command::new("tar");
+    list.args(["--list", "--verbose", "--absolute-names", "--file"]).arg(file.path());
+    let listed = run(&mut list, Duration::from_secs(30)).expect_success("tar").text();
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(lines[0].starts_with("-rwsr-xr-x") && lines[0].ends_with(" ../escape"), "{listed}");
+    assert!(lines[1].starts_with('l') && lines[1].ends_with(&format!("{long} -> /etc/passwd")), "{listed}");
+    assert!(lines[2].starts_with('c') && lines[2].contains("1,3") && lines[2].ends_with(" a\\nb"), "{listed}");
 }
