@@ -5,7 +5,6 @@
 //! cannot go on without (a missing program, a server that does not start) panics with a sentence that
 //! says what to do.
 
-
 pub mod as_user;
 pub mod digest;
 pub mod eo_mount;

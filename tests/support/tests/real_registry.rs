@@ -75,20 +75,9 @@ fn registries_stand_side_by_side_and_end_with_their_owner() {
 /// A registry in a static is never dropped: it must end with the thread that holds it all the same.
 #[test]
 fn a_forgotten_registry_ends_with_the_program() {
-    let program = std::env::current_exe().unwrap();
-    let mut command = std::process::Command::new(program);
-    command.args(["--exact", "forget_a_registry", "--ignored", "--nocapture"]);
-    let said = eo_mount_testing::run(&mut command, std::time::Duration::from_secs(60)).expect_success("a test").text();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_forgotten_registry"));
+    let said = eo_mount_testing::run(&mut command, std::time::Duration::from_secs(60)).expect_success("it").text();
     let address = said.split("forgotten: ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
     let gone = || plain_http::get(address, "/v2/", &[]).is_err();
     assert!(wait_until(std::time::Duration::from_secs(20), gone), "{address} still answers");
-}
-
-#[test]
-#[ignore = "run by a_forgotten_registry_ends_with_the_program"]
-fn forget_a_registry() {
-    let registry = RealRegistry::start();
-    println!("forgotten: {} ", registry.address());
-    let _ = std::fs::remove_dir_all(registry.storage().parent().unwrap());
-    std::mem::forget(registry);
 }
