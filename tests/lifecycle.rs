@@ -348,8 +348,13 @@ fn an_ordinary_user_does_all_this_too() {
 
     let mut third = eo_mount(&reference).as_user(&user).in_place_of(&mounted).mount();
     said("cat \"$0\"/config.json");
-    third.signal(Signal::TERM);
-    assert_nothing_is_left(&mut third, "SIGTERM");
+    said("umount \"$0\"");
+    assert_nothing_is_left(&mut third, "umount");
+
+    let mut fourth = eo_mount(&reference).as_user(&user).in_place_of(&mounted).mount();
+    said("cat \"$0\"/config.json");
+    fourth.signal(Signal::TERM);
+    assert_nothing_is_left(&mut fourth, "SIGTERM");
 }
 
 #[test]
