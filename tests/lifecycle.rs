@@ -421,6 +421,19 @@ fn the_log_file_tells_what_failed_and_with_v_also_what_happened() {
 }
 
 #[test]
+fn with_v_the_one_who_mounts_is_told_so_on_the_terminal() {
+    let (_registry, reference) = registry();
+    let home = Home::new();
+    let mountpoint = home.new_mountpoint();
+    let said = eo_mount(&reference).without_log().home(&home).mountpoint(&mountpoint).arg("-v").output();
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let expected = format!("{}: mounted {reference}", mountpoint.display());
+    assert!(said.stderr.lines().any(|line| line.contains("INFO") && line.ends_with(&expected)), "{}", said.stderr);
+    let quiet = eo_mount(&reference).without_log().home(&home).mountpoint(&mountpoint).output();
+    assert_eq!((quiet.code, quiet.text().as_str(), quiet.stderr.as_str()), (0, "", ""));
+}
+
+#[test]
 fn log_lines_are_appended() {
     let (_registry, reference) = registry();
     let home = Home::new();
