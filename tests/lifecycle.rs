@@ -449,7 +449,7 @@ fn log_lines_are_appended() {
 #[test]
 fn version_and_help_are_answered() {
     let version = EoMount::bare(PROGRAM).arg("--version").output();
-    assert_eq!((version.code, version.text().as_str()), (0, "eo-mount 0.1.0\n"));
+    assert_eq!((version.code, version.text()), (0, concat!("eo-mount ", env!("CARGO_PKG_VERSION"), "\n").to_owned()));
     for option in ["--help", "-h"] {
         let help = EoMount::bare(PROGRAM).arg(option).output();
         assert_eq!((help.code, help.stderr.as_str()), (0, ""));
