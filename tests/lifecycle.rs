@@ -348,8 +348,13 @@ fn an_ordinary_user_does_all_this_too() {
 
     let mut third = eo_mount(&reference).as_user(&user).in_place_of(&mounted).mount();
     said("cat \"$0\"/config.json");
-    third.signal(Signal::TERM);
-    assert_nothing_is_left(&mut third, "SIGTERM");
+    said("umount \"$0\"");
+    assert_nothing_is_left(&mut third, "umount");
+
+    let mut fourth = eo_mount(&reference).as_user(&user).in_place_of(&mounted).mount();
+    said("cat \"$0\"/config.json");
+    fourth.signal(Signal::TERM);
+    assert_nothing_is_left(&mut fourth, "SIGTERM");
 }
 
 #[test]
@@ -416,6 +421,19 @@ fn the_log_file_tells_what_failed_and_with_v_also_what_happened() {
 }
 
 #[test]
+fn with_v_the_one_who_mounts_is_told_so_on_the_terminal() {
+    let (_registry, reference) = registry();
+    let home = Home::new();
+    let mountpoint = home.new_mountpoint();
+    let said = eo_mount(&reference).without_log().home(&home).mountpoint(&mountpoint).arg("-v").output();
+    assert_eq!(said.code, 0, "{}", said.stderr);
+    let expected = format!("{}: mounted {reference}", mountpoint.display());
+    assert!(said.stderr.lines().any(|line| line.contains("INFO") && line.ends_with(&expected)), "{}", said.stderr);
+    let quiet = eo_mount(&reference).without_log().home(&home).mountpoint(&mountpoint).output();
+    assert_eq!((quiet.code, quiet.text().as_str(), quiet.stderr.as_str()), (0, "", ""));
+}
+
+#[test]
 fn log_lines_are_appended() {
     let (_registry, reference) = registry();
     let home = Home::new();
@@ -431,7 +449,7 @@ fn log_lines_are_appended() {
 #[test]
 fn version_and_help_are_answered() {
     let version = EoMount::bare(PROGRAM).arg("--version").output();
-    assert_eq!((version.code, version.text().as_str()), (0, "eo-mount 0.1.0\n"));
+    assert_eq!((version.code, version.text()), (0, concat!("eo-mount ", env!("CARGO_PKG_VERSION"), "\n").to_owned()));
     for option in ["--help", "-h"] {
         let help = EoMount::bare(PROGRAM).arg(option).output();
         assert_eq!((help.code, help.stderr.as_str()), (0, ""));

@@ -285,6 +285,42 @@ fn thirty_two_readers_at_once_get_the_right_bytes() {
     });
 }
 
+#[test]
+fn programs_that_lock_send_and_run_files_do_so_in_a_mount() {
+    // A GeoPackage is an SQLite database; HDF5 takes a lock too.
+    const MAKE: &str = r#"
+import sqlite3
+database = sqlite3.connect('table.gpkg')
+database.execute('create table parcels (id integer, area real)')
+database.executemany('insert into parcels values (?, ?)', ((n, n / 4) for n in range(20000)))
+database.commit()
+open('script.sh', 'w').write('#!/bin/sh\necho ran\n')
+"#;
+    const USE: &str = r#"
+import fcntl, mmap, os, shutil, sqlite3, subprocess, sys
+print(sqlite3.connect('table.gpkg').execute('select count(*), sum(area) from parcels where id % 3 = 0').fetchone())
+content = open('table.gpkg', 'rb').read()
+with open('table.gpkg', 'rb') as file:
+    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+shutil.copyfile('table.gpkg', sys.argv[1])
+print(open(sys.argv[1], 'rb').read() == content)
+direct, page = os.open('table.gpkg', os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096)
+print(os.preadv(direct, [page], 8192), page[:] == content[8192:12288])
+print(os.access('table.gpkg', os.R_OK), os.access('table.gpkg', os.W_OK), os.access('script.sh', os.X_OK))
+print(subprocess.check_output('./script.sh'))
+"#;
+    let (tree, layout) = (folder(), folder());
+    said(tree.path(), tools::python(), &["-c", MAKE]);
+    fs::set_permissions(tree.path().join("script.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    Artifact::new().tar("files.tar", gnu_tar(tree.path(), TarFormat::Gnu)).write_layout(layout.path(), "t");
+    let mounted = eo_mount(&format!("oci:{}:t", layout.path().display())).mount();
+    let copy = layout.path().join("copy");
+    let output = said(&mounted.join("files"), tools::python(), &["-c", USE, copy.to_str().unwrap()]);
+    let expected = ["(6667, 16665833.25)", "True", "4096 True", "True False True", "b'ran\\n'"];
+    assert_eq!(output.lines().collect::<Vec<_>>(), expected);
+}
+
 // Everything that a tar can hold.
 
 /// The archives by the names that they have in the mount.

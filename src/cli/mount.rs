@@ -158,6 +158,8 @@ impl Command {
         };
         let in_background = parent.is_some();
         let early = early.or_else(|| {
+            // Before stderr is let go, so that whoever typed the command sees it.
+            tracing::info!("{}: mounted {}", session.path().display(), self.reference);
             let left = parent.map(Parent::ready)?.err()?;
             Some(Failure::system("going to the background", left))
         });
@@ -167,7 +169,6 @@ impl Command {
             }
             return Err(failure);
         }
-        tracing::info!("{}: mounted {}", session.path().display(), self.reference);
 
         let path = session.path().to_path_buf();
         let end = tokio::select! {
