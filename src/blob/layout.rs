@@ -83,13 +83,14 @@ impl BlobSource for Layout {
             tokio::task::spawn_blocking(move || {
                 let read = || {
                     let file = File::open(&path)?;
-                    let longer = file.metadata()?.len() > size;
-                    Ok((longer, read_exactly(&file, range)?))
+                    let found = file.metadata()?.len();
+                    // One of another length is another blob, whatever the range.
+                    Ok(if found == size { Ok(read_exactly(&file, range)?) } else { Err(found) })
                 };
-                match read().map_err(|error| io_error(&path, &error))? {
-                    (false, bytes) => Ok(bytes),
-                    (true, _) => Err(incomplete(ErrorKind::Corrupt, &path, "longer than the manifest says")),
-                }
+                read().map_err(|error| io_error(&path, &error))?.map_err(|found| {
+                    let cause = format!("it has {found} bytes, {size} in the manifest");
+                    incomplete(ErrorKind::Corrupt, &path, &cause)
+                })
             })
             .await
             .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &blob.digest, panic)))
@@ -119,7 +120,7 @@ fn read_small(path: &Path) -> Result<Vec<u8>> {
 fn io_error(path: &Path, error: &std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::NotFound => incomplete(ErrorKind::NotFound, path, "no such file in the image layout"),
-        std::io::ErrorKind::UnexpectedEof => incomplete(ErrorKind::Corrupt, path, "shorter than the manifest says"),
+        std::io::ErrorKind::UnexpectedEof => incomplete(ErrorKind::Corrupt, path, "it ends too early"),
         std::io::ErrorKind::PermissionDenied => {
             Error::new(ErrorKind::Denied, path.display(), "no permission to read it").hint("chmod -R u+r the layout")
         }

@@ -84,6 +84,8 @@ pub async fn unpack(
         })
         .buffered(2);
     let digest = object.clone();
+    let turns = Arc::clone(&folder);
+    let _turn = turns.turn_to_unpack().await;
     tokio::task::spawn_blocking(move || {
         let packed = SyncIoBridge::new_with_handle(StreamReader::new(Box::pin(pieces)), runtime);
         let mut packed = Checked { packed, hasher: digest.hasher() };

@@ -133,17 +133,22 @@ impl Mount {
         offset: u64,
         mut visit: impl FnMut(Listed<'_>) -> bool + Send,
     ) -> Result<()> {
-        let mut position = 0;
+        let mut position = offset;
         let mut show = |name: &[u8], attributes: Attributes| {
-            position += 1;
-            position <= offset || visit(Listed { name, attributes, offset: position })
+            position = position.saturating_add(1);
+            visit(Listed { name, attributes, offset: position })
         };
+        // Not passed over one by one: the kernel asks thousands of times for a large directory.
+        let (dot, dot_dot) = (offset < 1, offset < 2);
+        let first = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
         match self.place(directory)? {
             Place::Node(id) => {
-                if !show(b".", self.node_attributes(id)?) || !show(b"..", self.node_attributes(self.tree.parent(id))?) {
+                if (dot && !show(b".", self.node_attributes(id)?))
+                    || (dot_dot && !show(b"..", self.node_attributes(self.tree.parent(id))?))
+                {
                     return Ok(());
                 }
-                for (name, child) in self.tree.children(id) {
+                for (name, child) in self.tree.children(id).get(first..).unwrap_or_default() {
                     if !show(name.as_bytes(), self.node_attributes(*child)?) {
                         return Ok(());
                     }
@@ -159,10 +164,12 @@ impl Mount {
                     }
                     entry => self.entry_attributes(layer, index, index.parent(entry))?,
                 };
-                if !show(b".", self.entry_attributes(layer, index, entry)?) || !show(b"..", parent) {
+                if (dot && !show(b".", self.entry_attributes(layer, index, entry)?))
+                    || (dot_dot && !show(b"..", parent))
+                {
                     return Ok(());
                 }
-                for child in index.children(entry) {
+                for child in index.children(entry).get(first..).unwrap_or_default() {
                     if !show(index.name_of(child), self.entry_attributes(layer, index, child.entry())?) {
                         return Ok(());
                     }

@@ -1,9 +1,10 @@
 //! Manifests and configs: parsed leniently in what does not matter, strictly in what names a blob.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::{Descriptor, Digest};
 use crate::error::{Error, ErrorKind, Result};
@@ -61,31 +62,80 @@ impl Document {
 /// `id` and `name`. Nothing for a config that is no JSON: a dataset may have any.
 pub fn names_by_layer_digest(config: &[u8]) -> HashMap<Digest, String> {
     let mut names = HashMap::new();
-    if let Ok(value) = serde_json::from_slice(config) {
-        collect_names(&value, &mut names);
+    // Recursion is bounded by serde_json's own limit of 128 levels.
+    let mut json = serde_json::Deserializer::from_slice(config);
+    let read = Names(&mut names).deserialize(&mut json).and_then(|_| json.end());
+    if read.is_err() {
+        names.clear();
     }
     names
 }
 
-/// Recursion is bounded by serde_json's own limit of 128 levels.
-fn collect_names(value: &Value, names: &mut HashMap<Digest, String>) {
-    match value {
-        Value::Array(values) => values.iter().for_each(|value| collect_names(value, names)),
-        Value::Object(fields) => {
-            let digest = fields.get("layer_digest").and_then(Value::as_str);
-            if let Some(digest) = digest.and_then(|digest| digest.parse().ok()) {
-                let name = ["patch_id", "tile", "id", "name"].iter().find_map(|&key| match fields.get(key)? {
-                    Value::String(text) => Some(text.clone()),
-                    Value::Number(number) => Some(number.to_string()),
-                    _ => None,
-                });
-                if let Some(name) = name {
-                    names.entry(digest).or_insert(name);
-                }
+/// Keeps the names and nothing else: as a `serde_json::Value` a config could take thirty times its size. The value of
+/// a string or number is its text.
+struct Names<'a>(&'a mut HashMap<Digest, String>);
+
+impl<'de> DeserializeSeed<'de> for Names<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Names<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(text.to_owned()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Some(number.to_string()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(Some(number.to_string()))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(Some(number.to_string()))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Self::Value, A::Error> {
+        while values.next_element_seed(Names(self.0))?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        const KEYS: [&str; 4] = ["patch_id", "tile", "id", "name"];
+        let (mut digest, mut best) = (None, None);
+        while let Some(key) = fields.next_key::<String>()? {
+            let Some(text) = fields.next_value_seed(Names(self.0))? else { continue };
+            if key == "layer_digest" {
+                digest = text.parse().ok();
+            } else if let Some(rank) = KEYS.iter().position(|known| *known == key)
+                && best.as_ref().is_none_or(|(best, _)| rank <= *best)
+            {
+                best = Some((rank, text));
             }
-            fields.values().for_each(|value| collect_names(value, names));
         }
-        _ => {}
+        if let (Some(digest), Some((_, name))) = (digest, best) {
+            self.0.entry(digest).or_insert(name);
+        }
+        Ok(None)
     }
 }
 
@@ -144,5 +194,7 @@ mod tests {
         assert_eq!(names[&DIGEST.parse().unwrap()], "10000");
         assert_eq!(names[&DIGEST.replace('7', "8").parse().unwrap()], "7");
         assert!(names_by_layer_digest(b"no JSON").is_empty());
+        assert!(names_by_layer_digest(format!("{config} and more").as_bytes()).is_empty());
+        assert!(names_by_layer_digest("[".repeat(1_000_000).as_bytes()).is_empty());
     }
 }

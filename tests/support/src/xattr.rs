@@ -16,6 +16,7 @@ pub fn get(path: impl AsRef<Path>, name: &str) -> io::Result<Option<String>> {
     }
 }
 
+/// In the order of the file system.
 pub fn names(path: impl AsRef<Path>) -> io::Result<Vec<String>> {
     let mut list = vec![0; LARGEST];
     let length = rustix::fs::llistxattr(path.as_ref(), list.as_mut_slice())?;
