@@ -9,10 +9,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use eo_mount_testing::fixtures::{RawTar, noise};
+use eo_mount_testing::mount_table::mounts_at;
 use eo_mount_testing::namespace::{in_own_namespace, mount};
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
-    ALWAYS, Artifact, EoMount, Fault, Home, Matcher, Mounted, ScriptedRegistry, User, run, sha256, xattr,
+    ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Mounted, ScriptedRegistry, User, processes, run, sha256,
+    xattr,
 };
 use serde_json::json;
 
@@ -396,6 +398,39 @@ fn a_place_that_is_mounted_already_is_refused_with_the_command_that_frees_it() {
     refused(again().arg("--nonempty"), MOUNT, &path, &cause, &format!("fusermount3 -u {path}"));
     assert_eq!(fs::read(mounted.join("good/file")).unwrap(), b"good");
     mounted.unmount();
+}
+
+#[test]
+fn several_mounts_of_one_place_at_once_become_one() {
+    let registry = ScriptedRegistry::start();
+    let reference = pushed(&registry);
+    // All have looked at the place before the first mounts there.
+    registry.fault(Matcher::manifests(), Fault::Delay(Duration::from_millis(500)), ALWAYS);
+    let home = Home::new();
+    let mountpoint = home.new_mountpoint();
+    let said: Vec<Finished> = std::thread::scope(|scope| {
+        let mount = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_eo-mount"));
+            command.env("XDG_CACHE_HOME", home.cache()).arg(&reference).arg(&mountpoint);
+            run(&mut command, Duration::from_secs(90))
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(mount)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mounts = mounts_at(&mountpoint).len();
+    let read = fs::read(mountpoint.join("good/file"));
+    for _ in 0..mounts {
+        run(Command::new("fusermount3").arg("-u").arg(&mountpoint), Duration::from_secs(30));
+    }
+    let ended = wait_until(Duration::from_secs(20), || processes::with_argument(&mountpoint).is_empty());
+    assert!(ended && mounts_at(&mountpoint).is_empty(), "nothing is left behind");
+    assert_eq!((mounts, read.unwrap().as_slice()), (1, &b"good"[..]), "{said:?}");
+    assert_eq!(said.iter().filter(|said| said.success()).count(), 1, "{said:?}");
+    for refused in said.iter().filter(|said| !said.success()) {
+        assert_eq!((refused.code, refused.stderr.lines().count()), (MOUNT, 1), "{refused:?}");
+        assert!(refused.stderr.contains(&mountpoint.display().to_string()), "{refused:?}");
+        assert!(refused.stderr.contains("already mounted") || refused.stderr.contains("being mounted"), "{refused:?}");
+    }
 }
 
 #[test]

@@ -16,7 +16,9 @@ use eo_mount_testing::namespace::{in_own_namespace, mount};
 use eo_mount_testing::processes::is_alive;
 use eo_mount_testing::scripted_registry::TAR_TYPE;
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{Artifact, Descriptor, EoMount, Mounted, ScriptedRegistry, run, sha256, xattr};
+use eo_mount_testing::{
+    ALWAYS, Artifact, Descriptor, EoMount, Fault, Matcher, Mounted, ScriptedRegistry, run, sha256, xattr,
+};
 use serde_json::{Value, json};
 
 const EIO: i32 = 5;
@@ -195,6 +197,27 @@ fn the_same_layer_many_times_is_shown_once_a_name() {
 }
 
 // The manifest.
+
+#[test]
+fn layers_that_stall_hold_the_mount_up_once_and_not_each() {
+    let mut artifact = Artifact::new();
+    for number in 0..2000 {
+        let digest = sha256(format!("layer {number}").as_bytes());
+        let media_type = TAR_TYPE.to_owned();
+        let descriptor = Descriptor { digest, size: 10_240, media_type, annotations: Default::default() };
+        // As oras writes a file that it was not told the type of.
+        artifact = artifact.layer_of(Some(&format!("{number}.md")), descriptor);
+    }
+    let registry = ScriptedRegistry::start();
+    artifact.tar("harmless.tar", RawTar::new().file("file", b"good").finish()).push(&registry, "data", "v1");
+    registry.fault(Matcher::blobs(), Fault::Stall, ALWAYS);
+    // One after the other, sixteen at a time, would take four minutes.
+    let mounted = eo_mount(registry.reference("data:v1")).args(["--timeout", "2s"]).mount();
+    registry.clear_faults();
+    assert_eq!(names(mounted.path()).unwrap().len(), 2002);
+    assert!(mounted.log().contains("2000 layers could not be looked into"), "{}", mounted.log());
+    is_unharmed(&mounted);
+}
 
 #[test]
 fn annotations_that_are_too_large_for_the_kernel_are_left_out() {

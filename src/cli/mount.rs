@@ -151,6 +151,7 @@ impl Command {
         // Not to be cancelled half way. This thread has nothing else to do meanwhile.
         let mut session = Session::start(Arc::new(mount), &mountpoint, &settings, runtime.handle().clone())
             .map_err(|error| Failure::mount(&error))?;
+        drop(mountpoint);
 
         let early = tokio::select! {
             answer = self.answers(session.path()) => answer.err(),

@@ -2,18 +2,23 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{FS_TYPE, attach, mountinfo};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A directory that can be mounted on: absolute, without symlinks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mountpoint(PathBuf);
+#[derive(Debug)]
+pub struct Mountpoint {
+    path: PathBuf,
+    /// Locked as long as this lives: see [`lock`].
+    _lock: OwnedFd,
+}
 
 impl Mountpoint {
     /// Checks the directory, and clears away a dead mount of our own. Blocks on the file system.
@@ -22,6 +27,9 @@ impl Mountpoint {
     /// (they would be hidden) unless `nonempty`.
     pub fn check(path: &Path, nonempty: bool) -> Result<Self> {
         let resolved = resolve(path).map_err(|error| unusable(path, &error))?;
+        clear(path, &resolved)?;
+        let lock = lock(path, &resolved)?;
+        // Somebody may have mounted there just before.
         clear(path, &resolved)?;
         let entries = fs::metadata(&resolved)
             .and_then(|metadata| {
@@ -40,11 +48,26 @@ impl Mountpoint {
             rustix::fs::accessat(CWD, &resolved, Access::WRITE_OK, AtFlags::EACCESS)
                 .map_err(|error| unusable(path, &error.into()))?;
         }
-        Ok(Self(resolved))
+        Ok(Self { path: resolved, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+}
+
+/// Two processes that find a directory free, ask the registry, and mount, would lie on each other. So whoever looks
+/// locks the directory until the mount is there for all to see. File systems that cannot lock are done without it.
+fn lock(path: &Path, resolved: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory =
+        rustix::fs::open(resolved, flags, Mode::empty()).map_err(|error| unusable(path, &io::Error::from(error)))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            Err(Error::new(ErrorKind::Usage, path.display(), "it is being mounted by another process")
+                .hint("wait for that, or choose another directory"))
+        }
+        _ => Ok(directory),
     }
 }
 

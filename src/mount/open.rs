@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, timeout_at};
 
 use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
@@ -57,7 +58,7 @@ impl Mount {
         };
         let indexing = Indexing { limits, tuning: Tuning::default(), requests: CONNECTIONS, habits };
         let sources = Sources { headers, data, folder: folder.map(Arc::new), indexing };
-        let layers = with_shapes(manifest.layers, &sources).await;
+        let layers = with_shapes(manifest.layers, &sources, options.timeout).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
         let tree = build_tree(&layers, &names, manifest.config.is_some());
@@ -150,32 +151,42 @@ async fn read_config(config: Option<&Descriptor>, source: &dyn BlobSource) -> Re
     Ok(bytes)
 }
 
-/// Looks into those layers of which the manifest does not tell whether they are archives.
-async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources) -> Vec<(Descriptor, Shape)> {
-    stream::iter(layers)
+/// Looks into those layers of which the manifest does not tell whether they are archives, for `timeout` altogether.
+/// One that cannot be read now is shown as a file; whoever reads it is told why.
+async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources, timeout: Duration) -> Vec<(Descriptor, Shape)> {
+    let deadline = Instant::now() + timeout;
+    let mut unknown = 0;
+    let shapes = stream::iter(layers)
         .map(async |layer| {
             let shape = match Shape::of(&layer) {
-                Some(shape) => shape,
-                None => shape_of_content(&layer, sources).await,
+                Some(shape) => Ok(shape),
+                None => timeout_at(deadline, shape_of_content(&layer, sources)).await.map_err(|_| ()).flatten(),
             };
             (layer, shape)
         })
         .buffered(LOOKS)
+        .map(|(layer, shape)| {
+            unknown += usize::from(shape.is_err());
+            (layer, shape.unwrap_or(Shape::File))
+        })
         .collect()
-        .await
+        .await;
+    if unknown > 0 {
+        tracing::warn!("{unknown} layers could not be looked into; they are shown as files, archives or not");
+    }
+    shapes
 }
 
-/// A layer that cannot be read now is shown as a file; whoever reads it is told why.
-async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Shape {
-    let Ok(head) = read_head(sources.headers.as_ref(), layer).await else { return Shape::File };
+async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Result<Shape, ()> {
+    let head = read_head(sources.headers.as_ref(), layer).await.map_err(|_| ())?;
     let head = match Compression::of(&head) {
         Some(compression) => compression.head(&head).into(),
         None => head,
     };
     // Of an unpacked head the size behind it is not known; all that matters here is the first header.
     match Scanner::new(u64::MAX >> 1, sources.indexing.limits).step(0, &head) {
-        Ok(Step::Member(_) | Step::Need(_)) if head.len() >= 512 => Shape::Directory,
-        _ => Shape::File,
+        Ok(Step::Member(_) | Step::Need(_)) if head.len() >= 512 => Ok(Shape::Directory),
+        _ => Ok(Shape::File),
     }
 }
 
