@@ -1,18 +1,18 @@
 //! The one seam: whoever can give bytes of a blob is a [`BlobSource`] or a decorator of one.
 //! Called by `mount`; implementations here and in `registry` and `cache`.
 
+pub mod content;
 mod layout;
 mod readahead;
-mod unpack;
 
 use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use content::Compression;
 pub use layout::Layout;
 pub use readahead::ReadAhead;
-pub use unpack::{Compression, unpack};
 
 use crate::error::Result;
 use crate::oci::Descriptor;

@@ -17,6 +17,7 @@ mod path;
 mod pax;
 mod scan;
 mod sparse;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -27,3 +28,4 @@ pub use limits::Limits;
 pub use member::{Kind, Member, MemberKind, Mtime, SparseExtent};
 pub use path::parts;
 pub use scan::{BLOCK, Scanner, Step, TAIL, is_header};
+pub use stream::{StreamIndexer, Streamed};

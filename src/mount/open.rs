@@ -12,6 +12,7 @@ use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::tree::{Node, Tree};
 use super::{Mount, Options};
+use crate::blob::content::ContentLimits;
 use crate::blob::{BlobSource, Compression, Layout, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,14 +31,21 @@ impl Mount {
     /// Resolves the reference once and checks manifest and config against their digests.
     pub async fn open(reference: &str, options: Options) -> Result<Self> {
         let artifact = Artifact::resolve(reference, &options).await?;
-        let Artifact { digest, manifest, headers, data, traffic } = artifact;
+        let Artifact { digest, manifest, headers, data, chunks, traffic } = artifact;
         let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
         let folder = options.cache_dir.as_deref().and_then(|path| {
             CacheFolder::open(path)
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
-        let sources = Sources { headers, data, folder: folder.map(Arc::new), limits: Limits::default() };
+        let sources = Sources {
+            headers,
+            data,
+            chunks,
+            folder: folder.map(Arc::new),
+            limits: Limits::default(),
+            content_limits: ContentLimits::default(),
+        };
         let layers = with_shapes(manifest.layers, &sources).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
@@ -69,6 +77,7 @@ struct Artifact {
     manifest: Manifest,
     headers: Arc<dyn BlobSource>,
     data: Arc<dyn BlobSource>,
+    chunks: Arc<ChunkCache>,
     traffic: Arc<Traffic>,
 }
 
@@ -80,13 +89,14 @@ impl Artifact {
                 let registry_options = RegistryOptions { plain_http: options.plain_http, timeout: options.timeout };
                 let registry = Arc::new(Registry::new(reference, &registry_options)?);
                 let (digest, bytes) = registry.manifest().await?;
-                let cache = ChunkCache::new(registry.clone(), options.memory);
+                let cache = Arc::new(ChunkCache::new(registry.clone(), options.memory));
                 Ok(Self {
                     digest,
                     manifest: image_manifest(&bytes, &name)?,
                     traffic: registry.traffic(),
                     headers: registry,
-                    data: Arc::new(ReadAhead::new(Arc::new(cache))),
+                    data: Arc::new(ReadAhead::new(Arc::clone(&cache))),
+                    chunks: cache,
                 })
             }
             Reference::Layout(reference) => {
@@ -95,7 +105,8 @@ impl Artifact {
                 let (digest, bytes) = layout.manifest()?;
                 let manifest = image_manifest(&bytes, &name)?;
                 // The kernel's page cache serves a local file better than a second copy of it.
-                Ok(Self { digest, manifest, headers: layout.clone(), data: layout, traffic: Arc::default() })
+                let chunks = Arc::new(ChunkCache::new(layout.clone(), options.memory));
+                Ok(Self { digest, manifest, headers: layout.clone(), data: layout, chunks, traffic: Arc::default() })
             }
         }
     }
