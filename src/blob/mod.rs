@@ -2,9 +2,9 @@
 //! Called by `mount`; implementations here and in `registry` and `cache`.
 
 mod background;
+pub mod content;
 mod layout;
 mod readahead;
-mod unpack;
 
 use std::ops::Range;
 
@@ -12,9 +12,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub use background::Background;
+pub use content::Compression;
 pub use layout::Layout;
 pub use readahead::ReadAhead;
-pub use unpack::{Compression, unpack};
 
 use crate::error::Result;
 use crate::oci::Descriptor;

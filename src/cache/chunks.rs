@@ -27,10 +27,19 @@ pub struct ChunkCache {
 
 struct SharedState {
     source: Arc<dyn BlobSource>,
+    space: Space,
     memory: u64,
     /// Bytes that requests under way may still take.
     in_flight: Arc<Semaphore>,
-    chunks: Mutex<Chunks>,
+    chunks: Arc<Mutex<Chunks>>,
+}
+
+/// What a digest's chunks are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Space {
+    Blob,
+    /// What a compressed blob unpacks to.
+    Content,
 }
 
 struct Chunks {
@@ -38,10 +47,12 @@ struct Chunks {
     bytes: u64,
     limit: u64,
     coming: HashMap<Key, Coming>,
+    /// Bytes that content under way may still take; there is none before there is compressed content.
+    content_in_flight: Option<Arc<Semaphore>>,
 }
 
 /// Blob and number of the chunk in it.
-type Key = (Digest, u64);
+type Key = (Space, Digest, u64);
 
 /// A run of chunks that has been asked for.
 #[derive(Clone)]
@@ -60,11 +71,38 @@ impl ChunkCache {
     /// `memory`: bytes of all chunks, kept and under way.
     pub fn new(source: Arc<dyn BlobSource>, memory: u64) -> Self {
         let in_flight = memory / 4;
-        let chunks =
-            Chunks { kept: LruCache::unbounded(), bytes: 0, limit: memory - in_flight, coming: HashMap::new() };
-        let permits = usize::try_from(in_flight).unwrap_or(usize::MAX).min(u32::MAX as usize);
-        let in_flight = Arc::new(Semaphore::new(permits));
-        Self { shared: Arc::new(SharedState { source, memory, in_flight, chunks: Mutex::new(chunks) }) }
+        let chunks = Chunks {
+            kept: LruCache::unbounded(),
+            bytes: 0,
+            limit: memory - in_flight,
+            coming: HashMap::new(),
+            content_in_flight: None,
+        };
+        let (in_flight, chunks) = (semaphore(in_flight), Arc::new(Mutex::new(chunks)));
+        Self { shared: Arc::new(SharedState { source, space: Space::Blob, memory, in_flight, chunks }) }
+    }
+
+    /// The same cache for the content of compressed blobs, in the same memory. What is under way has an eighth of its
+    /// own: whoever unpacks waits for blobs, and must not be waited for.
+    pub fn of_content(&self, source: Arc<dyn BlobSource>) -> Self {
+        let memory = self.shared.memory;
+        let mut chunks = self.shared.chunks();
+        if chunks.content_in_flight.is_none() {
+            chunks.limit = chunks.limit.saturating_sub(memory / 8);
+            chunks.evict();
+        }
+        let in_flight = Arc::clone(chunks.content_in_flight.get_or_insert_with(|| semaphore(memory / 8)));
+        let chunks = Arc::clone(&self.shared.chunks);
+        Self { shared: Arc::new(SharedState { source, space: Space::Content, memory, in_flight, chunks }) }
+    }
+
+    /// Takes memory away from the chunks for as long as the reservation lives. `None`: too much of it is taken already.
+    pub fn reserve(&self, bytes: u64) -> Option<MemoryReservation> {
+        let mut chunks = self.shared.chunks();
+        let left = chunks.limit.checked_sub(bytes).filter(|left| *left >= self.shared.memory / 4)?;
+        chunks.limit = left;
+        chunks.evict();
+        Some(MemoryReservation { chunks: Arc::clone(&self.shared.chunks), bytes })
     }
 
     pub fn memory(&self) -> u64 {
@@ -73,7 +111,8 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        let missing: u64 = self.shared.chunks().missing_runs(blob, &range).map(|run| run_cost(&run)).sum();
+        let missing: u64 =
+            self.shared.chunks().missing_runs(self.shared.space, blob, &range).map(|run| run_cost(&run)).sum();
         if missing < self.shared.in_flight.available_permits() as u64 {
             self.shared.find(blob, &range);
         }
@@ -102,6 +141,24 @@ impl ChunkCache {
     }
 }
 
+/// Memory that is not for chunks, given back on drop.
+pub struct MemoryReservation {
+    chunks: Arc<Mutex<Chunks>>,
+    bytes: u64,
+}
+
+impl MemoryReservation {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for MemoryReservation {
+    fn drop(&mut self) {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).limit += self.bytes;
+    }
+}
+
 impl BlobSource for ChunkCache {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         self.read_range(blob, range)
@@ -117,7 +174,7 @@ impl SharedState {
     /// Every chunk of `range`: kept, already coming, or asked for now, one request a run.
     fn find(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Vec<Found> {
         let mut chunks = self.chunks();
-        let runs: Vec<_> = chunks.missing_runs(blob, range).collect();
+        let runs: Vec<_> = chunks.missing_runs(self.space, blob, range).collect();
         for run in runs {
             let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone()));
             let object = blob.digest.clone();
@@ -128,12 +185,12 @@ impl SharedState {
                     .shared(),
             };
             for number in run {
-                chunks.coming.insert((blob.digest.clone(), number), coming.clone());
+                chunks.coming.insert((self.space, blob.digest.clone(), number), coming.clone());
             }
         }
         chunk_numbers(range)
             .filter_map(|number| {
-                let key = (blob.digest.clone(), number);
+                let key = (self.space, blob.digest.clone(), number);
                 match chunks.kept.get(&key) {
                     Some(chunk) => Some(Found::Kept(chunk.clone())),
                     None => chunks.coming.get(&key).map(|coming| Found::Coming(coming.clone(), number)),
@@ -151,7 +208,7 @@ impl SharedState {
         let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
         let mut chunks = self.chunks();
         for (number, chunk) in run.zip(run_chunks.iter()) {
-            chunks.keep((blob.digest.clone(), number), chunk.clone());
+            chunks.keep((self.space, blob.digest.clone(), number), chunk.clone());
         }
         drop(chunks);
         drop(cleared);
@@ -174,17 +231,17 @@ impl Drop for ClearComing<'_> {
     fn drop(&mut self) {
         let mut chunks = self.state.chunks();
         for number in self.run.clone() {
-            chunks.coming.remove(&(self.blob.clone(), number));
+            chunks.coming.remove(&(self.state.space, self.blob.clone(), number));
         }
     }
 }
 
 impl Chunks {
     /// Neighbouring chunks that are neither kept nor coming.
-    fn missing_runs(&self, blob: &Descriptor, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    fn missing_runs(&self, space: Space, blob: &Descriptor, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for number in chunk_numbers(range) {
-            let key = (blob.digest.clone(), number);
+            let key = (space, blob.digest.clone(), number);
             if self.kept.contains(&key) || self.coming.contains_key(&key) {
                 continue;
             }
@@ -201,11 +258,19 @@ impl Chunks {
         if let Some(old) = self.kept.put(key, chunk) {
             self.bytes -= old.len() as u64;
         }
+        self.evict();
+    }
+
+    fn evict(&mut self) {
         while self.bytes > self.limit {
             let Some((_, old)) = self.kept.pop_lru() else { break };
             self.bytes -= old.len() as u64;
         }
     }
+}
+
+fn semaphore(bytes: u64) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(u32::MAX as usize)))
 }
 
 fn chunk_numbers(range: &Range<u64>) -> Range<u64> {

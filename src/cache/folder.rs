@@ -6,21 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
-
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes; or a tenth of the file system, whichever is smaller.
 const LARGEST: u64 = 10 << 30;
 
-/// Unpackings at once: a decoder takes up to 128 MiB for its window.
-const UNPACKINGS: usize = 2;
-
 pub struct CacheFolder {
     path: PathBuf,
     limit: u64,
     used: Arc<AtomicU64>,
-    unpackings: Semaphore,
 }
 
 impl CacheFolder {
@@ -33,13 +27,7 @@ impl CacheFolder {
         unnamed_file(path).map_err(fail)?;
         let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
         let limit = LARGEST.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
-        Ok(Self { path: path.to_owned(), limit, used: Arc::default(), unpackings: Semaphore::new(UNPACKINGS) })
-    }
-
-    /// Waits until there is memory for a decoder; to be held as long as there is one.
-    pub async fn turn_to_unpack(&self) -> Option<SemaphorePermit<'_>> {
-        // Never closed.
-        self.unpackings.acquire().await.ok()
+        Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
     }
 
     /// A file without a name, and the space that it may take.

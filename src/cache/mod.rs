@@ -4,5 +4,5 @@
 mod chunks;
 mod folder;
 
-pub use chunks::ChunkCache;
+pub use chunks::{ChunkCache, MemoryReservation};
 pub use folder::{CacheFolder, Reservation};

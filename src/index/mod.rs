@@ -21,6 +21,7 @@ mod predict;
 mod scan;
 mod segment;
 mod sparse;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -33,3 +34,4 @@ pub use member::{Kind, Member, MemberKind, Mtime, SparseExtent};
 pub use path::parts;
 pub use predict::Habits;
 pub use scan::{BLOCK, Scanner, Step, TAIL, is_header};
+pub use stream::{StreamIndexer, Streamed};

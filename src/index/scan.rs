@@ -25,6 +25,9 @@ pub const TAIL: u64 = 21 * BLOCK;
 /// Zeros up to here behind the end are no other archive: the largest usual record (`tar -b 2048`).
 const LARGEST_RECORD: u64 = 2048 * BLOCK;
 
+/// Longer than any archive.
+const UNKNOWN: u64 = u64::MAX >> 1;
+
 /// What the scanner wants or found. Ranges are bytes of the blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -52,6 +55,8 @@ pub struct Scanner {
     /// Records of the last global header. GNU tar forgets those of an earlier one, and so do we.
     global: Records,
     members: u64,
+    /// Where the headers of the last member start.
+    last: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -101,13 +106,31 @@ impl Scanner {
             pending: Pending::default(),
             global: Records::default(),
             members: 0,
+            last: 0,
         }
+    }
+
+    /// For an archive that passes by: its size turns out at its end; see [`Self::ends_at`].
+    pub fn open_ended(limits: Limits) -> Self {
+        Self::new(UNKNOWN, limits)
     }
 
     /// Starts in the middle, at a byte where a member's first header is thought to be. What it finds is the archive's only if
     /// a scanner from the start comes to that very byte (see [`Self::position`]) and has no [`Self::has_global_records`].
     pub fn starting_at(offset: u64, blob_size: u64, limits: Limits) -> Self {
         Self { pos: offset.min(blob_size), ..Self::new(blob_size, limits) }
+    }
+
+    /// For an archive whose size was not known, and is now. What was found before must end by then.
+    pub fn ends_at(&mut self, size: u64) {
+        self.blob_size = size;
+        if let State::End { trailing } = &mut self.state {
+            *trailing |= size.saturating_sub(self.pos) > LARGEST_RECORD;
+        } else if self.pos > size && !matches!(self.state, State::Failed(_)) {
+            let what = if self.pending.header.is_some() { &b"an extension header"[..] } else { b"a member" };
+            let offset = self.pending.header.unwrap_or(self.last);
+            self.state = State::Failed(self.truncated(offset, what, self.pos));
+        }
     }
 
     /// Where the next member's first header is due; `None` in the middle of its headers, at the end, and after an error.
@@ -163,7 +186,7 @@ impl Scanner {
             State::Descriptors(draft) => self.descriptors(*draft, window),
             State::TextMap(draft) => self.text_map(*draft, window),
             State::Tail => {
-                let more = self.blob_size.saturating_sub(self.pos) > LARGEST_RECORD;
+                let more = self.blob_size != UNKNOWN && self.blob_size.saturating_sub(self.pos) > LARGEST_RECORD;
                 let trailing = more || window.iter().any(|&byte| byte != 0);
                 self.state = State::End { trailing };
                 Ok(None)

@@ -4,13 +4,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::Semaphore;
 
+use super::compressed::{Unfinished, Unpacked, unpack};
 use super::indexing::{Indexing, read_head};
-use crate::blob::{BlobSource, Compression, unpack};
-use crate::cache::CacheFolder;
+use crate::blob::content::ContentLimits;
+use crate::blob::{BlobSource, Compression};
+use crate::cache::{CacheFolder, ChunkCache};
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::index::LayerIndex;
 use crate::oci::Descriptor;
@@ -21,8 +23,15 @@ pub struct Sources {
     pub headers: Arc<dyn BlobSource>,
     /// For data: through the chunk cache and read-ahead.
     pub data: Arc<dyn BlobSource>,
+    /// What `data` keeps its chunks in; content of compressed layers is kept there, too.
+    pub chunks: Arc<ChunkCache>,
     pub folder: Option<Arc<CacheFolder>>,
     pub indexing: Indexing,
+    pub content_limits: ContentLimits,
+    /// Whether compressed layers are unpacked, which is to download them.
+    pub unpacks: bool,
+    /// Places for decoders, each of which takes up to 128 MiB for its window.
+    pub unpackings: Semaphore,
 }
 
 pub struct Layer {
@@ -37,6 +46,8 @@ struct State {
     coming: Option<Coming>,
     /// Why the last attempt failed; the next look tries again.
     error: Option<Error>,
+    /// Of a compressed layer: what the next look goes on with.
+    unfinished: Option<Unfinished>,
 }
 
 /// An indexing under way.
@@ -105,7 +116,12 @@ impl Layer {
         ahead: bool,
     ) -> Shared<BoxFuture<'static, Result<Arc<Contents>>>> {
         let (layer, sources) = (Arc::clone(self), Arc::clone(sources));
-        let task = tokio::spawn(async move { open(&layer.descriptor, &sources).await });
+        let task = tokio::spawn(async move {
+            let mut unfinished = layer.state().unfinished.take();
+            let opened = open(&layer.descriptor, &sources, &mut unfinished).await;
+            layer.state().unfinished = unfinished;
+            opened
+        });
         let layer = Arc::clone(self);
         let finished = tokio::spawn(async move {
             let result = match task.await {
@@ -132,20 +148,21 @@ impl Layer {
     }
 }
 
-async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Contents> {
+async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Option<Unfinished>) -> Result<Contents> {
     let head = read_head(sources.headers.as_ref(), layer).await?;
-    let (blob, headers, source, head): (_, Arc<dyn BlobSource>, Arc<dyn BlobSource>, _) = match Compression::of(&head) {
-        None => (layer.clone(), Arc::clone(&sources.headers), Arc::clone(&sources.data), head),
+    let (index, blob, source) = match Compression::of(&head) {
+        None => {
+            let index = sources.indexing.index(sources.headers.as_ref(), layer, head).await?;
+            (index, layer.clone(), Arc::clone(&sources.data))
+        }
+        Some(_) if !sources.unpacks => {
+            return Err(Error::new(ErrorKind::Unsupported, &layer.digest, "not unpacked before somebody asks"));
+        }
         Some(compression) => {
-            let folder = sources.folder.clone().ok_or_else(|| {
-                Error::new(ErrorKind::Unsupported, &layer.digest, "a compressed layer is unpacked in a cache folder")
-                    .hint("give a writable one with --cache-dir")
-            })?;
-            let unpacked = Arc::new(unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?);
-            (Descriptor { size: unpacked.size, ..layer.clone() }, unpacked.clone(), unpacked, Bytes::new())
+            let Unpacked { index, blob, source } = unpack(layer, compression, sources, unfinished).await?;
+            (index, blob, source)
         }
     };
-    let index = sources.indexing.index(headers.as_ref(), &blob, head).await?;
     for warning in index.warnings() {
         tracing::warn!("layer {}: {}", layer.digest, printable(warning));
     }

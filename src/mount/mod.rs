@@ -2,6 +2,7 @@
 //! Called by `fuse` and `cli`; uses the io and core layers.
 
 mod attributes;
+mod compressed;
 mod indexing;
 mod layer;
 mod lookahead;

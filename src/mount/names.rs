@@ -8,7 +8,8 @@ use crate::oci::{Descriptor, Digest, UNPACK};
 const LONGEST_NAME: usize = 255;
 /// PATH_MAX of Linux, in bytes: a longer title could not be opened.
 const LONGEST_TITLE: usize = 4096;
-const ARCHIVE_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
+const ARCHIVE_ENDINGS: [&str; 9] =
+    [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip"];
 
 /// What a layer is shown as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +24,13 @@ impl Shape {
     pub fn of(layer: &Descriptor) -> Option<Self> {
         let tar = layer.media_type.contains("tar") || layer.media_type.contains("rootfs.diff");
         let unknown = matches!(layer.media_type.as_str(), "" | "application/octet-stream");
+        let zip = layer.media_type == "application/zip";
         let unpack = layer.annotations.get(UNPACK).is_some_and(|value| value == "true");
         match layer.title() {
             _ if unpack => Some(Self::Directory),
             Some(title) if archive_stem(title).is_some() => Some(Self::Directory),
             Some(_) if tar || unknown => None,
+            _ if zip => Some(Self::Directory),
             None if tar => Some(Self::Directory),
             None if unknown => None,
             _ => Some(Self::File),
@@ -187,6 +190,10 @@ mod tests {
             paths(&[tar("10000.tar"), tar("10001.tar.gz"), tar("a.tgz"), tar("b.tar.zst")]),
             ["10000", "10001", "a", "b"]
         );
+        assert_eq!(
+            paths(&[tar("a.tar.bz2"), tar("b.tbz2"), tar("c.tar.xz"), tar("d.txz"), tar("e.zip")]),
+            ["a", "b", "c", "d", "e"]
+        );
         assert_eq!(paths(&[tar("sample/10000.tar"), tar("sample/10001.tar")]), ["10000", "10001"]);
         assert_eq!(paths(&[tar("x/a/1.tar"), tar("x/b/1.tar")]), ["a/1", "b/1"]);
         assert_eq!(paths(&[tar("only/one.tar")]), ["one"]);
@@ -244,6 +251,8 @@ mod tests {
             (None, "application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Shape::Directory)),
             (None, "", None),
             (None, "application/json", Some(Shape::File)),
+            (Some("data"), "application/zip", Some(Shape::Directory)),
+            (Some("a.zip"), "application/octet-stream", Some(Shape::Directory)),
         ] {
             assert_eq!(Shape::of(&layer(title, media_type, "")), shape, "{title:?} {media_type}");
         }

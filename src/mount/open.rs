@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::indexing::{Indexing, read_head};
@@ -13,6 +14,7 @@ use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::tree::{Node, Tree};
 use super::{LayerNode, Mount, Options, in_time};
+use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +28,8 @@ const LARGEST_CONFIG: u64 = 64 << 20;
 const INTERACTIVE: usize = 4;
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
+/// Compressed layers unpacked at once.
+const UNPACKINGS: usize = 2;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
 /// RFC 3339, from the image specification's annotations.md.
@@ -35,7 +39,7 @@ impl Mount {
     /// Resolves the reference once and checks manifest and config against their digests.
     pub async fn open(reference: &str, options: Options) -> Result<Self> {
         let artifact = Artifact::resolve(reference, &options).await?;
-        let Artifact { digest, manifest, headers, data, traffic } = artifact;
+        let Artifact { digest, manifest, headers, data, chunks, traffic } = artifact;
         let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
         let folder = options.cache_dir.as_deref().and_then(|path| {
             CacheFolder::open(path)
@@ -43,21 +47,29 @@ impl Mount {
                 .ok()
         });
         let limits = Limits { index_bytes: options.memory, ..Limits::default() };
+        let indexing = |requests, habits| Indexing { limits, tuning: Tuning::default(), requests, habits };
+        let folder = folder.map(Arc::new);
         let habits = Arc::default();
         let ahead = Sources {
             headers: Arc::new(Background::new(headers.clone(), CONNECTIONS - INTERACTIVE)),
             data: data.clone(),
-            // To unpack a layer ahead would be to download it.
-            folder: None,
-            indexing: Indexing {
-                limits,
-                tuning: Tuning::default(),
-                requests: AHEAD_REQUESTS,
-                habits: Arc::clone(&habits),
-            },
+            chunks: chunks.clone(),
+            folder: folder.clone(),
+            indexing: indexing(AHEAD_REQUESTS, Arc::clone(&habits)),
+            content_limits: ContentLimits::default(),
+            unpacks: false,
+            unpackings: Semaphore::new(0),
         };
-        let indexing = Indexing { limits, tuning: Tuning::default(), requests: CONNECTIONS, habits };
-        let sources = Sources { headers, data, folder: folder.map(Arc::new), indexing };
+        let sources = Sources {
+            headers,
+            data,
+            chunks,
+            folder,
+            indexing: indexing(CONNECTIONS, habits),
+            content_limits: ContentLimits::default(),
+            unpacks: true,
+            unpackings: Semaphore::new(UNPACKINGS),
+        };
         let layers = with_shapes(manifest.layers, &sources, options.timeout).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
@@ -93,6 +105,7 @@ struct Artifact {
     manifest: Manifest,
     headers: Arc<dyn BlobSource>,
     data: Arc<dyn BlobSource>,
+    chunks: Arc<ChunkCache>,
     traffic: Arc<Traffic>,
 }
 
@@ -104,13 +117,14 @@ impl Artifact {
                 let registry_options = RegistryOptions { plain_http: options.plain_http, timeout: options.timeout };
                 let registry = Arc::new(Registry::new(reference, &registry_options)?);
                 let (digest, bytes) = registry.manifest().await?;
-                let cache = ChunkCache::new(registry.clone(), options.memory);
+                let cache = Arc::new(ChunkCache::new(registry.clone(), options.memory));
                 Ok(Self {
                     digest,
                     manifest: image_manifest(&bytes, &name)?,
                     traffic: registry.traffic(),
                     headers: registry,
-                    data: Arc::new(ReadAhead::new(Arc::new(cache))),
+                    data: Arc::new(ReadAhead::new(Arc::clone(&cache))),
+                    chunks: cache,
                 })
             }
             Reference::Layout(reference) => {
@@ -123,7 +137,8 @@ impl Artifact {
                 let (digest, bytes) = in_time(options.timeout, &name, manifest).await?;
                 let manifest = image_manifest(&bytes, &name)?;
                 // The kernel's page cache serves a local file better than a second copy of it.
-                Ok(Self { digest, manifest, headers: layout.clone(), data: layout, traffic: Arc::default() })
+                let chunks = Arc::new(ChunkCache::new(layout.clone(), options.memory));
+                Ok(Self { digest, manifest, headers: layout.clone(), data: layout, chunks, traffic: Arc::default() })
             }
         }
     }

@@ -15,6 +15,7 @@ impl Scanner {
         let Pending { header: first, name, link, records } = std::mem::take(&mut self.pending);
         let offset = first.unwrap_or(self.pos);
         self.members = self.members.saturating_add(1);
+        self.last = offset;
         self.limit(offset, "entries", self.members, self.limits.entries)?;
 
         let sparse = records.sparse;

@@ -1,0 +1,122 @@
+//! What stands beside a blob so that it can be read anywhere: windows of checkpoints, and pieces of content. Each is a
+//! zstd frame with a checksum.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+use crate::cache::{MemoryReservation, Reservation};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A quarter of a gigabyte a second and more; windows of compressed data do not get smaller with more effort.
+const LEVEL: i32 = 1;
+
+/// Where something lies in the side file, and how long it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub at: u64,
+    pub length: u32,
+}
+
+pub struct Side(Store);
+
+enum Store {
+    /// Without a name, or a stored one: either is whole as long as it is open.
+    File {
+        file: File,
+        space: Option<Mutex<Reservation>>,
+    },
+    Memory {
+        bytes: Mutex<Vec<u8>>,
+        room: Option<MemoryReservation>,
+    },
+}
+
+impl Side {
+    pub fn file(file: File, space: Reservation) -> Self {
+        Self(Store::File { file, space: Some(Mutex::new(space)) })
+    }
+
+    pub fn stored(file: File) -> Self {
+        Self(Store::File { file, space: None })
+    }
+
+    /// At most so many bytes as are reserved.
+    pub fn memory(room: Option<MemoryReservation>) -> Self {
+        Self(Store::Memory { bytes: Mutex::default(), room })
+    }
+
+    /// Whether there is a file for it: pieces of content would fill the memory.
+    pub fn takes_pieces(&self) -> bool {
+        matches!(self.0, Store::File { .. })
+    }
+
+    /// Most bytes that there may be; `None`: as many as the folder takes.
+    pub fn room(&self) -> Option<u64> {
+        match &self.0 {
+            Store::File { .. } => None,
+            Store::Memory { room, .. } => Some(room.as_ref().map_or(0, MemoryReservation::bytes)),
+        }
+    }
+
+    pub fn as_file(&self) -> Option<&File> {
+        match &self.0 {
+            Store::File { file, .. } => Some(file),
+            Store::Memory { .. } => None,
+        }
+    }
+
+    /// `at`: where the last thing ends.
+    pub fn append(&self, at: u64, content: &[u8]) -> Result<Stored> {
+        let mut writer = zstd::bulk::Compressor::new(LEVEL).map_err(broken)?;
+        writer.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(broken)?;
+        let frame = writer.compress(content).map_err(broken)?;
+        let stored = Stored { at, length: u32::try_from(frame.len()).unwrap_or(u32::MAX) };
+        match &self.0 {
+            Store::File { file, space } => {
+                if let Some(space) = space {
+                    space.lock().unwrap_or_else(PoisonError::into_inner).grow(frame.len() as u64)?;
+                }
+                file.write_all_at(&frame, at).map_err(|error| match error.kind() {
+                    io::ErrorKind::StorageFull => {
+                        Error::new(ErrorKind::NoSpace, "the cache folder", "its file system is full")
+                            .hint("free space there, or choose another with --cache-dir")
+                    }
+                    _ => broken(error),
+                })?;
+            }
+            Store::Memory { bytes, room } => {
+                let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                let limit = room.as_ref().map_or(0, MemoryReservation::bytes);
+                if (bytes.len() as u64).saturating_add(frame.len() as u64) > limit {
+                    let cause =
+                        format!("checkpoints of a compressed layer would take more than {limit} bytes of memory");
+                    return Err(Error::new(ErrorKind::Limit, "memory", cause)
+                        .hint("give a writable folder with --cache-dir, or more with --memory"));
+                }
+                bytes.extend_from_slice(&frame);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Content of `length` at most. An error of kind Corrupt: it is not what was written.
+    pub fn read(&self, stored: Stored, length: usize) -> Result<Vec<u8>> {
+        let mut frame = vec![0; stored.length as usize];
+        match &self.0 {
+            Store::File { file, .. } => file.read_exact_at(&mut frame, stored.at).map_err(broken)?,
+            Store::Memory { bytes, .. } => {
+                let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                let start = usize::try_from(stored.at).unwrap_or(usize::MAX);
+                let found = bytes.get(start..start.saturating_add(frame.len()));
+                frame.copy_from_slice(found.ok_or_else(|| broken(io::ErrorKind::UnexpectedEof.into()))?);
+            }
+        }
+        zstd::bulk::decompress(&frame, length).map_err(broken)
+    }
+}
+
+fn broken(error: io::Error) -> Error {
+    Error::new(ErrorKind::Corrupt, "what is kept of a compressed layer", error)
+}

@@ -1,0 +1,117 @@
+//! A compressed layer: one pass over it gives its index and a table of where to start; from then on it is read anywhere.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+
+use super::layer::Sources;
+use crate::blob::content::{Compression, Content, ContentLimits, Pass, Side, Sink};
+use crate::blob::{BlobSource, ReadAhead};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{LayerIndex, StreamIndexer, Streamed};
+use crate::oci::Descriptor;
+
+/// Bytes of compressed blob fetched at once, two of them ahead of the decoder.
+const PIECE: u64 = 4 << 20;
+
+/// A pass that goes on where the source failed.
+pub struct Unfinished(Box<Work>);
+
+struct Work {
+    pass: Pass,
+    indexer: Indexing,
+    compression: Compression,
+}
+
+/// Reads the headers as they come by.
+struct Indexing {
+    blob: Descriptor,
+    indexer: StreamIndexer,
+}
+
+impl Sink for Indexing {
+    fn content(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.indexer.push(at, bytes).map_err(|error| error.on(&self.blob.digest))
+    }
+}
+
+/// What is left when a pass is through.
+pub struct Unpacked {
+    pub index: LayerIndex,
+    /// The blob with the content's size.
+    pub blob: Descriptor,
+    pub source: Arc<dyn BlobSource>,
+}
+
+/// Begins a pass, or goes on with one. `unfinished` holds it when the source fails.
+pub async fn unpack(
+    layer: &Descriptor,
+    compression: Compression,
+    sources: &Arc<Sources>,
+    unfinished: &mut Option<Unfinished>,
+) -> Result<Unpacked> {
+    // Never closed.
+    let _turn = sources.unpackings.acquire().await;
+    let mut work = match unfinished.take() {
+        Some(Unfinished(work)) => work,
+        None => Box::new(Work::new(layer, compression, sources)?),
+    };
+    let pieces = (work.pass.position()..layer.size).step_by(PIECE as usize);
+    let mut pieces = stream::iter(pieces.map(|start| start..start.saturating_add(PIECE).min(layer.size)))
+        .map(|range| sources.headers.read(layer, range))
+        .buffered(2);
+    while let Some(piece) = pieces.next().await {
+        let bytes = match piece {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                *unfinished = Some(Unfinished(work));
+                return Err(error);
+            }
+        };
+        work = blocking(layer, move || {
+            work.pass.feed(&bytes, &mut work.indexer)?;
+            Ok(work)
+        })
+        .await?;
+    }
+    let Work { pass, indexer, compression } = *work;
+    let made = blocking(layer, move || pass.finish()).await?;
+    let size = made.0.content;
+    let Streamed { index, trailing } = indexer.indexer.finish(size).map_err(|error| error.on(&layer.digest))?;
+    if trailing {
+        tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", layer.digest);
+    }
+    tracing::debug!("layer {}: {} places to start in {size} bytes of content", layer.digest, made.0.points.len());
+    let content = Content::new(sources.chunks.clone(), layer.clone(), compression, sources.content_limits, made);
+    Ok(Unpacked { index, blob: Descriptor { size, ..layer.clone() }, source: sources.of_content(content) })
+}
+
+impl Work {
+    fn new(layer: &Descriptor, compression: Compression, sources: &Sources) -> Result<Self> {
+        tracing::info!("layer {}: compressed; all its {} bytes are downloaded once", layer.digest, layer.size);
+        let side = match &sources.folder {
+            Some(folder) => folder.unnamed_file().map(|(file, space)| Side::file(file, space))?,
+            None => Side::memory(sources.chunks.reserve(sources.chunks.memory() / 16)),
+        };
+        let limits: ContentLimits = sources.content_limits;
+        Ok(Self {
+            pass: Pass::new(layer.clone(), compression, limits, side)?,
+            indexer: Indexing { blob: layer.clone(), indexer: StreamIndexer::new(sources.indexing.limits) },
+            compression,
+        })
+    }
+}
+
+impl Sources {
+    /// Content through the chunk cache and read-ahead.
+    pub fn of_content(&self, content: Content) -> Arc<dyn BlobSource> {
+        Arc::new(ReadAhead::new(Arc::new(self.chunks.of_content(Arc::new(content)))))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    layer: &Descriptor,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &layer.digest, panic)))
+}
