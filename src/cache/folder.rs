@@ -48,8 +48,13 @@ impl CacheFolder {
 
 /// Makes the folder if it is not there, or not any more.
 fn unnamed_file(folder: &Path) -> std::io::Result<File> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    make_private(folder)?;
     tempfile::tempfile_in(folder)
+}
+
+/// Makes a folder for its owner alone, and those above it.
+pub fn make_private(folder: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Space in the cache folder, given back on drop.

@@ -1,8 +1,21 @@
 //! What is kept so that it need not be fetched again: chunks in memory, and the cache folder.
 //! Called by `mount` and `blob`; uses the core and the seam in `blob`.
 
+mod blob_file;
 mod chunks;
+mod disk;
 mod folder;
 
 pub use chunks::{ChunkCache, MemoryReservation};
+pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};
+
+/// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
+/// it fetches 128 KiB at most.
+const CHUNK: u64 = 64 << 10;
+
+/// Seconds since 1970.
+fn seconds_now() -> u32 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}
