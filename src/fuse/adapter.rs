@@ -31,6 +31,9 @@ const BLOCK_SIZE: u32 = 4096;
 /// Longest name that `statfs` promises, bytes.
 const NAME_MAX: u32 = 255;
 
+/// Reads by the kernel's read-ahead, as nearly all are, under way at once. What they may fetch is bounded by memory.
+const MOST_READS: u16 = 4096;
+
 pub struct Adapter {
     mount: Arc<Mount>,
     bridge: Bridge,
@@ -71,7 +74,8 @@ impl Filesystem for Adapter {
         if let Err(most) = config.set_max_readahead(u32::MAX) {
             let _ = config.set_max_readahead(most);
         }
-        let _ = config.set_max_background(64);
+        // Reads beyond it wait in the kernel, where the time that a read may take does not count yet.
+        let _ = config.set_max_background(MOST_READS);
         Ok(())
     }
 

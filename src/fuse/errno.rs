@@ -13,17 +13,18 @@ pub fn errno(operation: &str, error: &Error) -> Errno {
 fn of(kind: ErrorKind) -> Errno {
     match kind {
         ErrorKind::Usage => Errno::EINVAL,
-        ErrorKind::Denied => Errno::EACCES,
         ErrorKind::TimedOut => Errno::ETIMEDOUT,
         ErrorKind::NoSpace => Errno::ENOSPC,
-        ErrorKind::Unsupported => Errno::EOPNOTSUPP,
         // Never ENOENT: a blob that the registry lacks is no missing name, and the kernel would remember it as one.
         // Programs know EIO as "the data cannot be had"; anything finer they would take for a fault of their own.
+        // EACCES would be about modes that are plain to see; EOPNOTSUPP makes `cp` and others try another call.
         ErrorKind::NotFound
+        | ErrorKind::Denied
         | ErrorKind::Unreachable
         | ErrorKind::Protocol
         | ErrorKind::Corrupt
         | ErrorKind::Limit
+        | ErrorKind::Unsupported
         | ErrorKind::Io => Errno::EIO,
     }
 }
@@ -31,6 +32,13 @@ fn of(kind: ErrorKind) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registry_that_refuses_is_data_that_cannot_be_had() {
+        for kind in [ErrorKind::Denied, ErrorKind::Unsupported] {
+            assert_eq!(of(kind).code(), Errno::EIO.code(), "{kind:?}");
+        }
+    }
 
     #[test]
     fn no_failure_is_a_missing_name() {

@@ -7,16 +7,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
-use tokio::sync::Semaphore;
 
 use super::auth::Auth;
+use super::connections::{Connections, OF_A_BLOB};
 use super::retry::Failure;
 use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::RegistryReference;
-
-/// Requests under way at once.
-pub const CONNECTIONS: usize = 16;
 
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
@@ -31,7 +28,7 @@ pub struct Registry {
     pub(super) reference: RegistryReference,
     pub(super) timeout: Duration,
     pub(super) traffic: Arc<Traffic>,
-    pub(super) connections: Semaphore,
+    pub(super) connections: Connections,
     base: Url,
     http: reqwest::Client,
     auth: Auth,
@@ -48,7 +45,7 @@ impl Registry {
             .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
             // All streams of HTTP/2 would share one TCP connection and its window.
             .http1_only()
-            .pool_max_idle_per_host(CONNECTIONS)
+            .pool_max_idle_per_host(OF_A_BLOB)
             .connect_timeout(options.timeout.min(Duration::from_secs(10)))
             // A connection that says nothing is given up in time for another attempt.
             .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
@@ -63,7 +60,7 @@ impl Registry {
             reference,
             timeout: options.timeout,
             traffic: Arc::default(),
-            connections: Semaphore::new(CONNECTIONS),
+            connections: Connections::new(),
             base,
             http,
             auth: Auth::default(),

@@ -14,6 +14,9 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, applic
      application/vnd.oci.artifact.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Distribution specification, "Pulling manifests".
+const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
+
 impl Registry {
     /// The manifest that the reference names, with its digest.
     pub async fn manifest(&self) -> Result<(Digest, Bytes)> {
@@ -53,14 +56,11 @@ impl Registry {
             }
             _ => return Err(status_failure(object, &answer)),
         }
+        // Of a tag nothing else tells whether the bytes are right.
+        let told = answer.headers().get(DOCKER_CONTENT_DIGEST).and_then(|told| told.to_str().ok()?.parse().ok());
         let bytes = body_up_to(answer, LARGEST_MANIFEST, object, &self.traffic).await?;
-        let digest = match &reference.digest {
-            Some(digest) => {
-                digest.check(&bytes).map_err(|error| Error { object: object.to_owned(), ..error })?;
-                digest.clone()
-            }
-            None => Digest::sha256_of(&bytes),
-        };
+        let digest = reference.digest.clone().or(told).unwrap_or_else(|| Digest::sha256_of(&bytes));
+        digest.check(&bytes).map_err(|error| Error { object: object.to_owned(), ..error })?;
         Ok((digest, bytes))
     }
 }

@@ -3,6 +3,7 @@
 
 mod auth;
 mod client;
+mod connections;
 mod manifest;
 mod range;
 mod retry;
