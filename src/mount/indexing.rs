@@ -29,12 +29,7 @@ pub async fn index_blob(source: &dyn BlobSource, blob: &Descriptor, head: Bytes,
         match scanner.step(window.at, &window.bytes).map_err(in_layer)? {
             Step::Need(range) => window.fetch(source, blob, range).await?,
             Step::Member(member) => builder.push(member).map_err(in_layer)?,
-            Step::End { trailing } => {
-                if trailing {
-                    tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", blob.digest);
-                }
-                return Ok(builder.finish());
-            }
+            Step::End { trailing } => return Ok(builder.finish().with_trailing(trailing)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One tar layer: its index is built when somebody first looks into it.
+//! One tar layer: its index is loaded or built when somebody first looks into it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,10 +7,11 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
 use super::indexing::{index_blob, read_head};
+use super::stored::{self, Kept};
 use crate::blob::{BlobSource, Compression, unpack};
-use crate::cache::CacheFolder;
+use crate::cache::{CacheFolder, Indexes};
 use crate::error::{Error, ErrorKind, Result, printable};
-use crate::index::{LayerIndex, Limits};
+use crate::index::{Content, LayerIndex, Limits};
 use crate::oci::Descriptor;
 
 /// Where the layers of a mount are read from.
@@ -20,6 +21,7 @@ pub struct Sources {
     /// For data: through the chunk cache and read-ahead.
     pub data: Arc<dyn BlobSource>,
     pub folder: Option<Arc<CacheFolder>>,
+    pub indexes: Option<Arc<Indexes>>,
     pub limits: Limits,
 }
 
@@ -38,9 +40,11 @@ struct State {
 
 /// An indexed layer and the blob that its extents point into.
 pub struct Contents {
-    pub index: LayerIndex,
+    pub index: Arc<LayerIndex>,
     pub blob: Descriptor,
     pub source: Arc<dyn BlobSource>,
+    /// Ends when the index is kept for later mounts, or cannot be.
+    pub kept: Kept,
 }
 
 impl Layer {
@@ -98,21 +102,50 @@ impl Layer {
 }
 
 async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Contents> {
-    let head = read_head(sources.headers.as_ref(), layer).await?;
-    let (blob, headers, source, head): (_, Arc<dyn BlobSource>, Arc<dyn BlobSource>, _) = match Compression::of(&head) {
-        None => (layer.clone(), Arc::clone(&sources.headers), Arc::clone(&sources.data), head),
-        Some(compression) => {
-            let folder = sources.folder.clone().ok_or_else(|| {
-                Error::new(ErrorKind::Unsupported, &layer.digest, "a compressed layer is unpacked in a cache folder")
-                    .hint("give a writable one with --cache-dir")
-            })?;
-            let unpacked = Arc::new(unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?);
-            (Descriptor { size: unpacked.size, ..layer.clone() }, unpacked.clone(), unpacked, Bytes::new())
+    let contents = match stored::contents(layer, sources).await {
+        Some(contents) => contents,
+        None => {
+            let Opened { content, blob, headers, source, head } = open_blob(layer, sources).await?;
+            let index = Arc::new(index_blob(headers.as_ref(), &blob, head, sources.limits).await?);
+            let kept = stored::keep(layer, &index, content, sources);
+            Contents { index, blob, source, kept }
         }
     };
-    let index = index_blob(headers.as_ref(), &blob, head, sources.limits).await?;
-    for warning in index.warnings() {
+    for warning in contents.index.warnings() {
         tracing::warn!("layer {}: {}", layer.digest, printable(warning));
     }
-    Ok(Contents { index, blob, source })
+    if contents.index.trailing() {
+        tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", layer.digest);
+    }
+    Ok(contents)
+}
+
+/// A blob, or what it holds in compressed form.
+pub struct Opened {
+    pub content: Content,
+    pub blob: Descriptor,
+    pub headers: Arc<dyn BlobSource>,
+    pub source: Arc<dyn BlobSource>,
+    /// What is known of its start.
+    pub head: Bytes,
+}
+
+pub async fn open_blob(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Opened> {
+    let head = read_head(sources.headers.as_ref(), layer).await?;
+    let Some(compression) = Compression::of(&head) else {
+        let (headers, source) = (Arc::clone(&sources.headers), Arc::clone(&sources.data));
+        return Ok(Opened { content: Content::Blob, blob: layer.clone(), headers, source, head });
+    };
+    let folder = sources.folder.clone().ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, &layer.digest, "a compressed layer is unpacked in a cache folder")
+            .hint("give a writable one with --cache-dir")
+    })?;
+    let unpacked = Arc::new(unpack(Arc::clone(&sources.headers), layer.clone(), compression, folder).await?);
+    Ok(Opened {
+        content: Content::Unpacked { size: unpacked.size },
+        blob: Descriptor { size: unpacked.size, ..layer.clone() },
+        headers: unpacked.clone(),
+        source: unpacked,
+        head: Bytes::new(),
+    })
 }

@@ -1,11 +1,13 @@
 //! What a mount is: the tree, names, attributes, extended attributes and reads, without a kernel.
 //! Called by `fuse` and `cli`; uses the io and core layers.
 
+mod ahead;
 mod attributes;
 mod indexing;
 mod layer;
 mod names;
 mod open;
+mod stored;
 mod tree;
 mod xattrs;
 
@@ -20,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
 use crate::oci::Digest;
 use crate::registry::Traffic;
+pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use tree::{Node, NodeId, Tree};

@@ -10,10 +10,11 @@ use futures_util::{StreamExt, stream};
 use super::indexing::read_head;
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
+use super::stored;
 use super::tree::{Node, Tree};
 use super::{Mount, Options};
 use crate::blob::{BlobSource, Compression, Layout, ReadAhead};
-use crate::cache::{CacheFolder, ChunkCache};
+use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Limits, Scanner, Step};
 use crate::oci::{Descriptor, Digest, Document, Index, Manifest, Reference, names_by_layer_digest};
@@ -37,7 +38,12 @@ impl Mount {
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
-        let sources = Sources { headers, data, folder: folder.map(Arc::new), limits: Limits::default() };
+        let indexes = options.cache_dir.as_deref().map(|path| Arc::new(Indexes::new(path)));
+        if let Some(indexes) = indexes.clone() {
+            tokio::task::spawn_blocking(move || indexes.clean(SystemTime::now()));
+        }
+        let limits = Limits::default();
+        let sources = Arc::new(Sources { headers, data, folder: folder.map(Arc::new), indexes, limits });
         let layers = with_shapes(manifest.layers, &sources).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
@@ -55,7 +61,7 @@ impl Mount {
             config,
             layers: layers.into_iter().map(|(layer, _)| Arc::new(Layer::new(layer))).collect(),
             layer_nodes,
-            sources: Arc::new(sources),
+            sources,
             tree,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,
@@ -124,7 +130,7 @@ async fn read_config(config: Option<&Descriptor>, source: &dyn BlobSource) -> Re
 }
 
 /// Looks into those layers of which the manifest does not tell whether they are archives.
-async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources) -> Vec<(Descriptor, Shape)> {
+async fn with_shapes(layers: Vec<Descriptor>, sources: &Arc<Sources>) -> Vec<(Descriptor, Shape)> {
     stream::iter(layers)
         .map(async |layer| {
             let shape = match Shape::of(&layer) {
@@ -139,7 +145,10 @@ async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources) -> Vec<(Descrip
 }
 
 /// A layer that cannot be read now is shown as a file; whoever reads it is told why.
-async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Shape {
+async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Shape {
+    if stored::contents(layer, sources).await.is_some() {
+        return Shape::Directory;
+    }
     let Ok(head) = read_head(sources.headers.as_ref(), layer).await else { return Shape::File };
     let head = match Compression::of(&head) {
         Some(compression) => compression.head(&head).into(),
