@@ -65,14 +65,12 @@ impl Mount {
         }
     }
 
-    /// Indexes a layer and keeps the index in the cache folder; the number of its entries.
+    /// Indexes a layer and keeps the index in the cache folder, not in memory; the number of its entries.
     ///
     /// # Errors
     /// Also if the index cannot be kept.
     pub async fn index_ahead(&self, layer: usize) -> Result<u64> {
-        let contents = self.layer(layer)?.contents(&self.sources).await?;
-        contents.kept.clone().await?;
-        Ok(contents.index.len() as u64)
+        self.layer(layer)?.index_ahead(&self.sources).await
     }
 
     /// Of the layer that holds this inode.

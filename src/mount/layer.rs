@@ -73,6 +73,13 @@ impl Layer {
         coming.await
     }
 
+    /// See [`super::Mount::index_ahead`].
+    pub async fn index_ahead(&self, sources: &Arc<Sources>) -> Result<u64> {
+        let Contents { index, kept, .. } = open(&self.descriptor, sources).await?;
+        kept.await?;
+        Ok(index.len() as u64)
+    }
+
     fn start(self: &Arc<Self>, sources: &Arc<Sources>) -> Shared<BoxFuture<'static, Result<Arc<Contents>>>> {
         let (layer, sources) = (Arc::clone(self), Arc::clone(sources));
         let task = tokio::spawn(async move { open(&layer.descriptor, &sources).await });
