@@ -18,6 +18,7 @@ use crate::mount::{Archive, Mount};
 
 /// Layers indexed at once.
 const AT_ONCE: usize = 8;
+const TICK: Duration = Duration::from_millis(200);
 
 /// Index layers ahead of use, into the cache folder: a mount then lists them without a request
 #[derive(Debug, Parser)]
@@ -74,7 +75,17 @@ impl Command {
         let mut summary = Summary { layers: 0, entries: 0, requests: 0, bytes: 0, failed: Vec::new() };
         let indexing = |layer: Archive| async { (mount.index_ahead(layer.number).await, layer) };
         let mut results = stream::iter(layers).map(indexing).buffer_unordered(AT_ONCE);
-        while let Some((result, layer)) = results.next().await {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let next = tokio::select! {
+                next = results.next() => next,
+                _ = tick.tick() => {
+                    // One large layer is many requests.
+                    bar.set_message(format!("{} requests", mount.traffic().requests));
+                    continue;
+                }
+            };
+            let Some((result, layer)) = next else { break };
             match result {
                 Ok(entries) => {
                     summary.layers += 1;
@@ -91,7 +102,6 @@ impl Command {
                 }
             }
             bar.inc(1);
-            bar.set_message(format!("{} requests", mount.traffic().requests));
         }
         bar.finish_and_clear();
         (summary.requests, summary.bytes) = (mount.traffic().requests, mount.traffic().bytes);
@@ -143,6 +153,6 @@ fn bar(layers: usize) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{spinner} {bar:40} {pos} of {len} layers, {elapsed}, {msg}");
     let bar = ProgressBar::new(layers as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(200));
+    bar.enable_steady_tick(TICK);
     bar
 }

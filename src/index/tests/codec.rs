@@ -205,7 +205,7 @@ fn large(count: u32) -> (LayerIndex, u64) {
 }
 
 #[test]
-fn a_directory_of_a_million_is_looked_up_at_once_and_its_offsets_stay() {
+fn a_directory_of_100_000_is_looked_up_at_once_and_its_offsets_stay() {
     let (index, _) = large(100_000);
     let all = index.lookup(LayerIndex::ROOT, b"all").unwrap();
     let children = index.children(all);
@@ -218,7 +218,7 @@ fn a_directory_of_a_million_is_looked_up_at_once_and_its_offsets_stay() {
         assert_eq!(index.lookup(all, name.as_bytes()), Some(child.entry()));
         assert_eq!(index.lookup(all, &name.as_bytes()[1..]), None);
     }
-    // A search from one end would take hours.
+    // A search from one end would take 10^10 steps.
     assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
 }
 
