@@ -122,6 +122,7 @@ fn options() -> Options {
         cache_dir: None,
         memory: MEMORY,
         timeout: Duration::from_secs(60),
+        connections: 16,
         uid: 0,
         gid: 0,
         preserve_owner: false,

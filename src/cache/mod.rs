@@ -1,14 +1,16 @@
-//! What is kept so that it need not be fetched again: chunks in memory, and the cache folder.
+//! What is kept so that it need not be fetched again: chunks in memory, the cache folder, and indexes in it.
 //! Called by `mount` and `blob`; uses the core and the seam in `blob`.
 
 mod blob_file;
 mod chunks;
 mod disk;
 mod folder;
+mod indexes;
 
 pub use chunks::{ChunkCache, MemoryReservation};
 pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};
+pub use indexes::Indexes;
 
 /// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
 /// it fetches 128 KiB at most.

@@ -32,9 +32,10 @@ pub fn run_again() -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::system("starting the background process", error);
     keep_from_child().map_err(failed)?;
     let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
-    let mut arguments = super::main_form(std::env::args_os());
+    let mut arguments = super::without_verb(std::env::args_os());
     let mut child = Command::new(program())
         .arg0(arguments.next().as_deref().unwrap_or(OsStr::new("eo-mount")))
+        .arg("mount")
         .arg(format!("--{FLAG}"))
         .args(arguments)
         .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -2,21 +2,35 @@
 //! Called by `main.rs`; may use every layer below.
 
 mod background;
+mod common;
 mod failure;
+mod index;
 mod logging;
+mod ls;
 mod mount;
+mod show;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Subcommand};
+
+use failure::Failure;
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Mount(mount::Command),
+    Ls(ls::Command),
+    Index(index::Command),
+}
 
 pub fn run() -> ExitCode {
     // Once for the process: reqwest and oci-client are built without a provider of their own. It is an error only
     // when there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let done = match mount::Command::try_parse_from(main_form(std::env::args_os())) {
-        Ok(command) => command.run(),
+    let done = match parse(std::env::args_os()) {
+        Ok(verb) => verb.run(),
         Err(error) => {
             // Also `--help` and `--version`, which are no errors: clap knows stream and exit code.
             let _ = error.print();
@@ -29,8 +43,43 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// `eo-mount mount …` is `eo-mount …`, which is what the program is for.
-fn main_form(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+impl Verb {
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Mount(command) => command.run(),
+            Self::Ls(command) => command.run(),
+            Self::Index(command) => command.run(),
+        }
+    }
+}
+
+/// What the program is for needs no verb; each verb, and that one too, may come first.
+fn command() -> clap::Command {
+    Verb::augment_subcommands(mount::Command::command())
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
+        .subcommand_help_heading("Verbs")
+        .subcommand_value_name("VERB")
+}
+
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Verb, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    if matches.subcommand_name().is_some() {
+        return Verb::from_arg_matches(&matches);
+    }
+    let mount = mount::Command::from_arg_matches(&matches)?;
+    if Verb::has_subcommand(&mount.reference) {
+        let verb = &mount.reference;
+        let line =
+            format!("a verb comes first: eo-mount {verb} … (for a repository of that name: eo-mount mount {verb} …)");
+        return Err(command.error(ErrorKind::ArgumentConflict, line));
+    }
+    Ok(Verb::Mount(mount))
+}
+
+/// `eo-mount mount …` and `eo-mount …` are the same.
+fn without_verb(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     arguments.enumerate().filter(|(at, argument)| !(*at == 1 && argument == "mount")).map(|(_, argument)| argument)
 }
 
@@ -38,15 +87,54 @@ fn main_form(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = 
 mod tests {
     use super::*;
 
+    fn parsed(arguments: &[&str]) -> Result<Verb, clap::Error> {
+        parse(["eo-mount"].iter().chain(arguments).map(OsString::from))
+    }
+
     #[test]
     fn the_verb_mount_may_be_said() {
         let form = |arguments: &[&str]| {
-            main_form(arguments.iter().map(OsString::from))
+            without_verb(arguments.iter().map(OsString::from))
                 .map(|argument| argument.into_string().expect("text"))
                 .collect::<Vec<_>>()
         };
         assert_eq!(form(&["eo-mount", "mount", "a/b:c", "mount"]), ["eo-mount", "a/b:c", "mount"]);
         assert_eq!(form(&["eo-mount", "-f", "a/b:c", "d"]), ["eo-mount", "-f", "a/b:c", "d"]);
         assert_eq!(form(&["eo-mount"]), ["eo-mount"]);
+        for arguments in
+            [&["a/b:c", "mount"][..], &["mount", "a/b:c", "ls"], &["-f", "a", "index"], &["mount", "ls", "d"]]
+        {
+            assert!(matches!(parsed(arguments), Ok(Verb::Mount(_))), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn verbs_come_first_and_take_the_shared_options() {
+        assert!(matches!(parsed(&["ls", "-lR", "--plain-http", "a/b:c", "d"]), Ok(Verb::Ls(_))));
+        assert!(matches!(parsed(&["index", "a/b:c", "1", "2", "--timeout", "5s"]), Ok(Verb::Index(_))));
+        let error = parsed(&["-v", "ls", "a/b"]).expect_err("refused");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("eo-mount mount ls"), "{error}");
+        assert_eq!(parsed(&[]).expect_err("refused").exit_code(), 2);
+        let help = parsed(&["--help"]).expect_err("help").to_string();
+        for part in ["Verbs:", "  ls ", "  index ", "<REFERENCE> <MOUNTPOINT>", "--allow-other", "Examples:"] {
+            assert!(help.contains(part), "{part}\n{help}");
+        }
+    }
+
+    #[test]
+    fn every_option_has_its_variable() {
+        let mut command = command();
+        command.build();
+        let shared: Vec<_> =
+            mount::Command::command().get_arguments().map(|argument| argument.get_id().clone()).collect();
+        let verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");
+        for verb in verbs.chain([&command]) {
+            for argument in verb.get_arguments().filter(|argument| shared.contains(argument.get_id())) {
+                let Some(long) = argument.get_long().filter(|long| *long != background::FLAG) else { continue };
+                let variable = format!("EO_MOUNT_{}", long.replace('-', "_").to_uppercase());
+                assert_eq!(argument.get_env(), Some(variable.as_ref()), "{} --{long}", verb.get_name());
+            }
+        }
     }
 }

@@ -1,19 +1,16 @@
 //! `eo-mount REFERENCE MOUNTPOINT`, also `eo-mount mount …`.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytesize::ByteSize;
+use clap::Parser;
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::background::{self, Parent};
+use super::common::{Common, runtime};
 use super::failure::Failure;
-use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
 use crate::fuse::{self, Mountpoint, Session, Settings};
 use crate::mount::{Mount, Options};
@@ -25,6 +22,8 @@ Examples:
   eo-mount localhost:5000/pastis@sha256:… ./data    exactly that artifact
   eo-mount oci:./pastis:sample ./data               an OCI image layout on disk
   fusermount3 -u /mnt/pastis                        unmount
+  eo-mount ls -l ghcr.io/org/pastis:v1 10001        look into it without a mount
+  eo-mount mount ls ./data                          the repository that is called as a verb is
 
 Each option can be set by a variable too: --cache-dir is EO_MOUNT_CACHE_DIR.
 Exit codes: 1 the artifact or its registry, 2 usage, 3 the mount itself.";
@@ -35,7 +34,7 @@ Exit codes: 1 the artifact or its registry, 2 usage, 3 the mount itself.";
 #[command(name = "eo-mount", version, after_help = EXAMPLES)]
 pub struct Command {
     /// [registry/]repository[:tag][@digest], or oci:DIR[:tag] for an image layout on disk
-    reference: String,
+    pub reference: String,
 
     /// An empty directory
     mountpoint: PathBuf,
@@ -43,24 +42,6 @@ pub struct Command {
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short, long, env = "EO_MOUNT_FOREGROUND", hide_env = true, value_parser = BoolishValueParser::new())]
     foreground: bool,
-
-    /// Use plain HTTP (always so for localhost and loopback addresses)
-    #[arg(long, env = "EO_MOUNT_PLAIN_HTTP", hide_env = true, value_parser = BoolishValueParser::new())]
-    plain_http: bool,
-
-    /// Where to keep downloaded data [default: $XDG_CACHE_HOME/eo-mount or ~/.cache/eo-mount]
-    #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
-    cache_dir: Option<PathBuf>,
-
-    /// Most memory for data, at least 16MiB
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
-          env = "EO_MOUNT_MEMORY", hide_env = true)]
-    memory: ByteSize,
-
-    /// Longest time that one operation takes before it fails
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout,
-          env = "EO_MOUNT_TIMEOUT", hide_env = true)]
-    timeout: Duration,
 
     /// Let other users read the mount
     #[arg(long, env = "EO_MOUNT_ALLOW_OTHER", hide_env = true, value_parser = BoolishValueParser::new())]
@@ -82,13 +63,8 @@ pub struct Command {
     #[arg(long, env = "EO_MOUNT_NONEMPTY", hide_env = true, value_parser = BoolishValueParser::new())]
     nonempty: bool,
 
-    /// Say more: -v what happens, -vv each step, -vvv everything
-    #[arg(short, long, action = ArgAction::Count, env = "EO_MOUNT_VERBOSE", hide_env = true)]
-    verbose: u8,
-
-    /// Append log lines to this file [default: stderr, in the background syslog]
-    #[arg(long, value_name = "FILE", env = "EO_MOUNT_LOG", hide_env = true)]
-    log: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 
     #[arg(long = background::FLAG, hide = true)]
     in_background: bool,
@@ -101,21 +77,8 @@ impl Command {
         }
         let parent = if self.in_background { Some(Parent::take()?) } else { None };
         self.make_absolute()?;
-        let destination = match (&self.log, &parent) {
-            (Some(file), _) => Destination::File(file),
-            (None, Some(_)) => Destination::Background,
-            (None, None) => Destination::Stderr,
-        };
-        logging::init(self.verbose, destination).map_err(|error| {
-            let file = self.log.as_deref().unwrap_or(Path::new("log"));
-            let error = Error::new(ErrorKind::Usage, file.display(), format!("cannot write the log: {error}"));
-            Failure::usage(&error.hint("choose another file with --log"))
-        })?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::system("starting threads", error))?;
+        self.common.start_logging(parent.is_some())?;
+        let runtime = runtime()?;
         let done = runtime.block_on(self.serve(parent, &runtime));
         // What still hangs ends with the process.
         runtime.shutdown_background();
@@ -128,7 +91,7 @@ impl Command {
             std::path::absolute(path)
                 .map_err(|error| Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error)))
         };
-        for path in [&mut self.cache_dir, &mut self.log].into_iter().flatten() {
+        for path in [&mut self.common.cache_dir, &mut self.common.log].into_iter().flatten() {
             *path = absolute(path)?;
         }
         if let Reference::Layout(mut layout) = self.reference.parse().map_err(|error| Failure::usage(&error))? {
@@ -209,17 +172,12 @@ impl Command {
     }
 
     fn options(&self) -> Options {
+        let options = self.common.options();
         Options {
-            plain_http: self.plain_http,
-            cache_dir: self
-                .cache_dir
-                .clone()
-                .or_else(|| default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))),
-            memory: self.memory.as_u64(),
-            timeout: self.timeout,
-            uid: self.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-            gid: self.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+            uid: self.uid.unwrap_or(options.uid),
+            gid: self.gid.unwrap_or(options.gid),
             preserve_owner: self.preserve_owner,
+            ..options
         }
     }
 
@@ -234,7 +192,7 @@ impl Command {
         };
         let root = path.to_path_buf();
         let listing = tokio::task::spawn_blocking(move || std::fs::read_dir(root)?.next().transpose().map(|_| ()));
-        match tokio::time::timeout(self.timeout, listing).await {
+        match tokio::time::timeout(self.common.timeout, listing).await {
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Ok(Err(error))) => Err(failed(error.to_string())),
             Ok(Err(panic)) => Err(failed(panic.to_string())),
@@ -283,56 +241,15 @@ impl Signals {
     }
 }
 
-/// XDG Base Directory Specification: a relative or empty `XDG_CACHE_HOME` counts as unset.
-fn default_cache_dir(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
-    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
-    xdg.and_then(absolute)
-        .or_else(|| Some(home.and_then(absolute)?.join(".cache")))
-        .map(|caches| caches.join("eo-mount"))
-}
-
-fn memory(text: &str) -> Result<ByteSize, String> {
-    const LEAST: ByteSize = ByteSize::mib(16);
-    let size: ByteSize = text.parse().map_err(|_| "it takes a number and a unit, such as 256MiB".to_owned())?;
-    if size < LEAST {
-        return Err("at least 16MiB are needed".to_owned());
-    }
-    Ok(size)
-}
-
-fn timeout(text: &str) -> Result<Duration, String> {
-    let time =
-        humantime::parse_duration(text).map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
-    if time < Duration::from_secs(1) || time > Duration::from_secs(24 * 3600) {
-        return Err("it takes between 1s and 1day".to_owned());
-    }
-    Ok(time)
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use std::time::Duration;
 
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Command, String> {
         let all = ["eo-mount", "localhost:5000/a:b", "/mnt"].iter().chain(arguments);
         Command::try_parse_from(all).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn every_option_has_its_variable() {
-        Command::command().debug_assert();
-        for argument in Command::command().get_arguments() {
-            let Some(long) = argument.get_long() else {
-                continue;
-            };
-            if long == background::FLAG {
-                continue;
-            }
-            let variable = format!("EO_MOUNT_{}", long.replace('-', "_").to_uppercase());
-            assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{long}");
-        }
     }
 
     #[test]
@@ -356,24 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_where_the_xdg_specification_says() {
-        let folder = |xdg: Option<&str>, home: Option<&str>| {
-            default_cache_dir(xdg.map(OsString::from), home.map(OsString::from))
-        };
-        assert_eq!(folder(Some("/c"), Some("/home/me")), Some("/c/eo-mount".into()));
-        assert_eq!(folder(Some("c"), Some("/home/me")), Some("/home/me/.cache/eo-mount".into()));
-        assert_eq!(folder(Some(""), None), None);
-        assert_eq!(folder(None, None), None);
-    }
-
-    #[test]
     fn relative_paths_survive_the_change_of_folder() {
         let mut command = parse(&["--log", "l", "--cache-dir", "/c"]).expect("parsed");
         command.reference = "oci:./sample/pastis:sample".to_owned();
         command.make_absolute().expect("absolute");
         let here = std::env::current_dir().expect("a folder");
-        assert_eq!(command.log, Some(here.join("l")));
-        assert_eq!(command.cache_dir, Some("/c".into()));
+        assert_eq!(command.common.log, Some(here.join("l")));
+        assert_eq!(command.common.cache_dir, Some("/c".into()));
         assert_eq!(command.reference, format!("oci:{}/sample/pastis:sample", here.display()));
         command.reference = "localhost:5000/a:b".to_owned();
         command.make_absolute().expect("absolute");

@@ -105,6 +105,7 @@ pub struct LayerIndex {
     pub(super) xattrs: Vec<Xattr>,
     pub(super) xattr_spans: Vec<Span>,
     pub(super) warnings: Vec<String>,
+    pub(super) trailing: bool,
 }
 
 impl LayerIndex {
@@ -218,6 +219,15 @@ impl LayerIndex {
         &self.warnings
     }
 
+    /// Bytes follow the end of the archive and are not indexed: see [`super::Step::End`].
+    pub fn trailing(&self) -> bool {
+        self.trailing
+    }
+
+    pub fn with_trailing(self, trailing: bool) -> Self {
+        Self { trailing, ..self }
+    }
+
     /// Bytes that the index takes.
     pub fn memory(&self) -> u64 {
         let warnings = self
@@ -241,8 +251,12 @@ impl LayerIndex {
         self.nodes.get(id.0 as usize)
     }
 
-    fn extents_of(&self, id: EntryId) -> &[SparseExtent] {
+    pub(super) fn extents_of(&self, id: EntryId) -> &[SparseExtent] {
         side(&self.extent_spans, &self.extents, id)
+    }
+
+    pub(super) fn xattrs_in(&self, of: &Span) -> &[Xattr] {
+        span(&self.xattrs, u64::from(of.start), of.count)
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a tar layer holds: a scanner that is given bytes and says which it needs next, and the tree made of its members.
-//! Called by `mount` and `cli`; uses nothing but `error`: no IO, no clock, no threads.
+//! Called by `mount`, `cache` and `cli`; uses nothing but `error` and `oci::Digest`: no IO, no clock, no threads.
 //! An archive means what GNU tar 1.34 extracts from it (`tar -x`); where we differ, `ScanError` and `LayerIndexBuilder` say so.
 #![cfg_attr(
     not(test),
@@ -7,6 +7,7 @@
 )]
 
 mod build;
+mod codec;
 mod error;
 mod header;
 mod indexer;
@@ -26,6 +27,7 @@ mod stream;
 mod tests;
 
 pub use build::LayerIndexBuilder;
+pub use codec::{CodecError, Content, decode, encode};
 pub use error::ScanError;
 pub use indexer::{Indexer, Tuning};
 pub use layer::{Dirent, Entry, EntryId, LayerIndex, Segment, Segments};

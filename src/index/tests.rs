@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod archive;
+mod codec;
 mod damage;
 mod dialects;
 mod properties;

@@ -78,9 +78,7 @@ pub async fn unpack(
     let made = blocking(layer, move || pass.finish()).await?;
     let size = made.0.content;
     let Streamed { index, trailing } = indexer.indexer.finish(size).map_err(|error| error.on(&layer.digest))?;
-    if trailing {
-        tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", layer.digest);
-    }
+    let index = index.with_trailing(trailing);
     tracing::debug!("layer {}: {} places to start in {size} bytes of content", layer.digest, made.0.points.len());
     let content = Content::new(sources.chunks.clone(), layer.clone(), compression, sources.content_limits, made);
     Ok(Unpacked { index, blob: Descriptor { size, ..layer.clone() }, source: sources.of_content(content) })

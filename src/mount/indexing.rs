@@ -45,11 +45,8 @@ impl Indexing {
         let (index, trailing, habits) = indexer
             .finish()
             .ok_or_else(|| Error::new(ErrorKind::Io, &blob.digest, "indexing ended before the archive did"))?;
-        if trailing {
-            tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", blob.digest);
-        }
         *self.habits.lock().unwrap_or_else(PoisonError::into_inner) = habits;
-        Ok(index)
+        Ok(index.with_trailing(trailing))
     }
 }
 

@@ -1,4 +1,4 @@
-//! One tar layer: its index is built when somebody first looks into it.
+//! One tar layer: its index is loaded or built when somebody first looks into it.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,11 +10,12 @@ use tokio::sync::Semaphore;
 
 use super::compressed::{Unfinished, Unpacked, unpack};
 use super::indexing::{Indexing, read_head};
+use super::stored::{self, Kept};
 use crate::blob::content::ContentLimits;
 use crate::blob::{BlobSource, Compression};
-use crate::cache::{CacheFolder, ChunkCache};
+use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result, printable};
-use crate::index::LayerIndex;
+use crate::index::{Content, LayerIndex};
 use crate::oci::Descriptor;
 
 /// Where the layers of a mount are read from.
@@ -26,6 +27,7 @@ pub struct Sources {
     /// What `data` keeps its chunks in; content of compressed layers is kept there, too.
     pub chunks: Arc<ChunkCache>,
     pub folder: Option<Arc<CacheFolder>>,
+    pub indexes: Option<Arc<Indexes>>,
     pub indexing: Indexing,
     pub content_limits: ContentLimits,
     /// Whether compressed layers are unpacked, which is to download them.
@@ -60,9 +62,11 @@ struct Coming {
 
 /// An indexed layer and the blob that its extents point into.
 pub struct Contents {
-    pub index: LayerIndex,
+    pub index: Arc<LayerIndex>,
     pub blob: Descriptor,
     pub source: Arc<dyn BlobSource>,
+    /// Ends when the index is kept for later mounts, or cannot be.
+    pub kept: Kept,
 }
 
 impl Layer {
@@ -94,6 +98,13 @@ impl Layer {
                 result => return result,
             }
         }
+    }
+
+    /// See [`super::Mount::index_ahead`].
+    pub async fn index_ahead(&self, sources: &Arc<Sources>) -> Result<u64> {
+        let Contents { index, kept, .. } = open(&self.descriptor, sources, &mut None).await?;
+        kept.await?;
+        Ok(index.len() as u64)
     }
 
     /// Indexes the layer before anybody asks; a failure is forgotten.
@@ -149,22 +160,50 @@ impl Layer {
 }
 
 async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Option<Unfinished>) -> Result<Contents> {
+    let contents = match stored::contents(layer, sources).await {
+        Some(contents) => contents,
+        None => {
+            let Opened { index, content, blob, source } = open_blob(layer, sources, unfinished).await?;
+            let index = Arc::new(index);
+            let kept = stored::keep(layer, &index, content, sources);
+            Contents { index, blob, source, kept }
+        }
+    };
+    for warning in contents.index.warnings() {
+        tracing::warn!("layer {}: {}", layer.digest, printable(warning));
+    }
+    if contents.index.trailing() {
+        tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", layer.digest);
+    }
+    Ok(contents)
+}
+
+/// What a blob holds, looked into.
+pub struct Opened {
+    pub index: LayerIndex,
+    pub content: Content,
+    /// The blob with the size of its content.
+    pub blob: Descriptor,
+    pub source: Arc<dyn BlobSource>,
+}
+
+pub async fn open_blob(
+    layer: &Descriptor,
+    sources: &Arc<Sources>,
+    unfinished: &mut Option<Unfinished>,
+) -> Result<Opened> {
     let head = read_head(sources.headers.as_ref(), layer).await?;
-    let (index, blob, source) = match Compression::of(&head) {
+    match Compression::of(&head) {
         None => {
             let index = sources.indexing.index(sources.headers.as_ref(), layer, head).await?;
-            (index, layer.clone(), Arc::clone(&sources.data))
+            Ok(Opened { index, content: Content::Blob, blob: layer.clone(), source: Arc::clone(&sources.data) })
         }
         Some(_) if !sources.unpacks => {
-            return Err(Error::new(ErrorKind::Unsupported, &layer.digest, "not unpacked before somebody asks"));
+            Err(Error::new(ErrorKind::Unsupported, &layer.digest, "not unpacked before somebody asks"))
         }
         Some(compression) => {
             let Unpacked { index, blob, source } = unpack(layer, compression, sources, unfinished).await?;
-            (index, blob, source)
+            Ok(Opened { index, content: Content::Unpacked { size: blob.size }, blob, source })
         }
-    };
-    for warning in index.warnings() {
-        tracing::warn!("layer {}: {}", layer.digest, printable(warning));
     }
-    Ok(Contents { index, blob, source })
 }

@@ -1,6 +1,7 @@
 //! What a mount is: the tree, names, attributes, extended attributes and reads, without a kernel.
 //! Called by `fuse` and `cli`; uses the io and core layers.
 
+mod ahead;
 mod attributes;
 mod compressed;
 mod indexing;
@@ -8,6 +9,7 @@ mod layer;
 mod lookahead;
 mod names;
 mod open;
+mod stored;
 mod tree;
 mod xattrs;
 
@@ -23,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
 use crate::oci::Digest;
 use crate::registry::Traffic;
+pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
@@ -68,6 +71,8 @@ pub struct Options {
     pub memory: u64,
     /// Longest time that any one operation takes.
     pub timeout: Duration,
+    /// Most requests to the registry under way at once, at least 1.
+    pub connections: usize,
     /// Owner shown for everything.
     pub uid: u32,
     pub gid: u32,

@@ -12,20 +12,19 @@ use tokio::time::{Instant, timeout_at};
 use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
+use super::stored;
 use super::tree::{Node, Tree};
 use super::{LayerNode, Mount, Options, in_time};
 use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
-use crate::cache::{CacheFolder, ChunkCache};
+use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Limits, Scanner, Step, Tuning};
 use crate::oci::{Descriptor, Digest, Document, Index, Manifest, Reference, names_by_layer_digest};
-use crate::registry::{CONNECTIONS, Registry, RegistryOptions, Traffic};
+use crate::registry::{Registry, RegistryOptions, Traffic};
 
 /// Bytes; a config is kept in memory.
 const LARGEST_CONFIG: u64 = 64 << 20;
-/// Connections that indexing ahead leaves to those who wait.
-const INTERACTIVE: usize = 4;
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
 /// Compressed layers unpacked at once.
@@ -46,30 +45,36 @@ impl Mount {
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
+        let indexes = options.cache_dir.as_deref().map(|path| Arc::new(Indexes::new(path)));
+        if let Some(indexes) = indexes.clone() {
+            tokio::task::spawn_blocking(move || indexes.clean(SystemTime::now()));
+        }
         let limits = Limits { index_bytes: options.memory, ..Limits::default() };
         let indexing = |requests, habits| Indexing { limits, tuning: Tuning::default(), requests, habits };
         let folder = folder.map(Arc::new);
         let habits = Arc::default();
         let ahead = Sources {
-            headers: Arc::new(Background::new(headers.clone(), CONNECTIONS - INTERACTIVE)),
+            headers: Arc::new(Background::new(headers.clone(), (options.connections * 3 / 4).max(1))),
             data: data.clone(),
             chunks: chunks.clone(),
             folder: folder.clone(),
+            indexes: indexes.clone(),
             indexing: indexing(AHEAD_REQUESTS, Arc::clone(&habits)),
             content_limits: ContentLimits::default(),
             unpacks: false,
             unpackings: Semaphore::new(0),
         };
-        let sources = Sources {
+        let sources = Arc::new(Sources {
             headers,
             data,
             chunks,
             folder,
-            indexing: indexing(CONNECTIONS, habits),
+            indexes,
+            indexing: indexing(options.connections, habits),
             content_limits: ContentLimits::default(),
             unpacks: true,
             unpackings: Semaphore::new(UNPACKINGS),
-        };
+        });
         let layers = with_shapes(manifest.layers, &sources, options.timeout).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
@@ -88,7 +93,7 @@ impl Mount {
             config,
             layers: layers.into_iter().map(|(layer, _)| Arc::new(Layer::new(layer))).collect(),
             layer_nodes,
-            sources: Arc::new(sources),
+            sources,
             ahead: Arc::new(ahead),
             walk,
             look_ahead: Mutex::default(),
@@ -114,7 +119,11 @@ impl Artifact {
         match reference.parse()? {
             Reference::Registry(reference) => {
                 let name = reference.to_string();
-                let registry_options = RegistryOptions { plain_http: options.plain_http, timeout: options.timeout };
+                let registry_options = RegistryOptions {
+                    plain_http: options.plain_http,
+                    timeout: options.timeout,
+                    connections: options.connections,
+                };
                 let registry = Arc::new(Registry::new(reference, &registry_options)?);
                 let (digest, bytes) = registry.manifest().await?;
                 let cache = Arc::new(ChunkCache::new(registry.clone(), options.memory));
@@ -168,7 +177,7 @@ async fn read_config(config: Option<&Descriptor>, source: &dyn BlobSource) -> Re
 
 /// Looks into those layers of which the manifest does not tell whether they are archives, for `timeout` altogether.
 /// One that cannot be read now is shown as a file; whoever reads it is told why.
-async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources, timeout: Duration) -> Vec<(Descriptor, Shape)> {
+async fn with_shapes(layers: Vec<Descriptor>, sources: &Arc<Sources>, timeout: Duration) -> Vec<(Descriptor, Shape)> {
     let deadline = Instant::now() + timeout;
     let mut unknown = 0;
     let shapes = stream::iter(layers)
@@ -192,7 +201,10 @@ async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources, timeout: Durati
     shapes
 }
 
-async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Result<Shape, ()> {
+async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Shape, ()> {
+    if stored::contents(layer, sources).await.is_some() {
+        return Ok(Shape::Directory);
+    }
     let head = read_head(sources.headers.as_ref(), layer).await.map_err(|_| ())?;
     let head = match Compression::of(&head) {
         Some(compression) => compression.head(&head).into(),

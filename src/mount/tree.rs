@@ -69,6 +69,19 @@ impl Tree {
         children.get(place).map(|(_, id)| *id)
     }
 
+    /// From the root down, with slashes.
+    pub fn path(&self, mut id: NodeId) -> String {
+        let mut parts = Vec::new();
+        while id != 0 {
+            let parent = self.parent(id);
+            let name = self.children(parent).iter().find(|(_, child)| *child == id);
+            parts.extend(name.map(|(name, _)| name.as_str()));
+            id = parent;
+        }
+        parts.reverse();
+        parts.join("/")
+    }
+
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -104,7 +117,8 @@ mod tests {
         assert_eq!(names(0), ["a", "b", "config.json"]);
         let b = tree.child(0, b"b").unwrap();
         assert_eq!(names(b), ["1", "2"]);
-        assert_eq!(tree.node(tree.child(b, b"2").unwrap()), Some(Node::Layer(1)));
+        let second = tree.child(b, b"2").unwrap();
+        assert_eq!((tree.node(second), tree.path(second)), (Some(Node::Layer(1)), "b/2".to_owned()));
         assert_eq!((tree.child(b, b"3"), tree.parent(b)), (None, 0));
         assert_eq!(tree.len(), 6);
         assert_eq!(tree.layers().iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1]);

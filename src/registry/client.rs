@@ -9,7 +9,7 @@ use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RE
 use reqwest::{Response, StatusCode, Url};
 
 use super::auth::Auth;
-use super::connections::{Connections, OF_A_BLOB};
+use super::connections::Connections;
 use super::retry::Failure;
 use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +21,8 @@ pub struct RegistryOptions {
     pub plain_http: bool,
     /// Longest time for one read, retries included.
     pub timeout: Duration,
+    /// Most requests under way at once.
+    pub connections: usize,
 }
 
 /// One repository of one registry.
@@ -45,7 +47,7 @@ impl Registry {
             .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
             // All streams of HTTP/2 would share one TCP connection and its window.
             .http1_only()
-            .pool_max_idle_per_host(OF_A_BLOB)
+            .pool_max_idle_per_host(options.connections)
             .connect_timeout(options.timeout.min(Duration::from_secs(10)))
             // A connection that says nothing is given up in time for another attempt.
             .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
@@ -60,7 +62,7 @@ impl Registry {
             reference,
             timeout: options.timeout,
             traffic: Arc::default(),
-            connections: Connections::new(),
+            connections: Connections::new(options.connections),
             base,
             http,
             auth: Auth::default(),

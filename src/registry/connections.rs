@@ -7,20 +7,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::oci::Digest;
 
-/// To one registry.
-const ALL: usize = 64;
-/// For one blob: where its storage stalls, others go on.
-pub(super) const OF_A_BLOB: usize = 16;
-
 pub(super) struct Connections {
     all: Semaphore,
+    /// Most of them for one blob: where its storage stalls, others go on.
+    of_a_blob: usize,
     /// Of the blobs that are being read.
     blobs: Mutex<HashMap<Digest, Weak<Semaphore>>>,
 }
 
 impl Connections {
-    pub fn new() -> Self {
-        Self { all: Semaphore::new(ALL), blobs: Mutex::default() }
+    /// `all`: to the registry, at least 1.
+    pub fn new(all: usize) -> Self {
+        Self { all: Semaphore::new(all), of_a_blob: (all - all / 4).max(1), blobs: Mutex::default() }
     }
 
     /// Waits for leave to send a request, which ends when the result is dropped.
@@ -36,7 +34,7 @@ impl Connections {
             return known;
         }
         blobs.retain(|_, semaphore| semaphore.strong_count() > 0);
-        let new = Arc::new(Semaphore::new(OF_A_BLOB));
+        let new = Arc::new(Semaphore::new(self.of_a_blob));
         blobs.insert(blob.clone(), Arc::downgrade(&new));
         new
     }
@@ -50,10 +48,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_blob_whose_requests_hang_leaves_room_for_others() {
-        let connections = Connections::new();
+        let connections = Connections::new(16);
         let (stalled, other) = (Digest::sha256_of(b"stalled"), Digest::sha256_of(b"other"));
         let mut held = Vec::new();
-        for _ in 0..OF_A_BLOB {
+        for _ in 0..12 {
             held.push(connections.acquire(&stalled).now_or_never().expect("room"));
         }
         assert!(connections.acquire(&stalled).now_or_never().is_none());

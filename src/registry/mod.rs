@@ -9,5 +9,5 @@ mod range;
 mod retry;
 mod traffic;
 
-pub use client::{CONNECTIONS, Registry, RegistryOptions};
+pub use client::{Registry, RegistryOptions};
 pub use traffic::{Traffic, TrafficCount};

@@ -4,17 +4,17 @@ use super::*;
 
 /// What the model knows of a name.
 #[derive(Debug, Clone, PartialEq)]
-enum Thing {
+pub enum Thing {
     File(Vec<u8>),
     Directory,
     Symlink(String),
 }
 
 /// By path: what it is, and its time if a member gave it.
-type Model = BTreeMap<Vec<String>, (Thing, Option<i64>)>;
+pub type Model = BTreeMap<Vec<String>, (Thing, Option<i64>)>;
 
 #[derive(Debug, Clone)]
-struct Added {
+pub struct Added {
     path: Vec<String>,
     thing: Thing,
     dialect: Dialect,
@@ -27,7 +27,7 @@ enum Dialect {
     Pax,
 }
 
-fn added() -> impl Strategy<Value = Added> {
+pub fn added() -> impl Strategy<Value = Added> {
     let part = prop_oneof![4 => "[a-d]", 1 => "[a-z]{60,120}", 1 => "[^/\0]{1,30}"];
     let part = part.prop_filter("parts with a meaning", |part| part != "." && part != "..");
     let thing = prop_oneof![
@@ -41,7 +41,7 @@ fn added() -> impl Strategy<Value = Added> {
 }
 
 /// The model: names and things. A member that would make a file a directory or the other way round is not written.
-fn model(members: &[Added]) -> (Vec<u8>, Model) {
+pub fn model(members: &[Added]) -> (Vec<u8>, Model) {
     let (mut blob, mut model) = (Vec::new(), BTreeMap::<Vec<String>, (Thing, Option<i64>)>::new());
     for added in members {
         let above = |length: &usize| added.path[..*length].to_vec();

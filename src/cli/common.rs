@@ -1,0 +1,142 @@
+//! Options that all verbs share, and how a verb without a mount runs.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args};
+use tokio::runtime::Runtime;
+
+use super::failure::Failure;
+use super::logging::{self, Destination};
+use crate::error::{Error, ErrorKind};
+use crate::mount::Options;
+
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Use plain HTTP (always so for localhost and loopback addresses)
+    #[arg(long, env = "EO_MOUNT_PLAIN_HTTP", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub plain_http: bool,
+
+    /// Where to keep downloaded data [default: $XDG_CACHE_HOME/eo-mount or ~/.cache/eo-mount]
+    #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Most memory for data, at least 16MiB
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
+          env = "EO_MOUNT_MEMORY", hide_env = true)]
+    pub memory: ByteSize,
+
+    /// Longest time that one operation takes before it fails
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout,
+          env = "EO_MOUNT_TIMEOUT", hide_env = true)]
+    pub timeout: Duration,
+
+    /// Most requests to the registry at once, 1 to 256
+    #[arg(long, value_name = "NUMBER", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256),
+          env = "EO_MOUNT_CONNECTIONS", hide_env = true)]
+    pub connections: u16,
+
+    /// Say more: -v what happens, -vv each step, -vvv everything
+    #[arg(short, long, action = ArgAction::Count, env = "EO_MOUNT_VERBOSE", hide_env = true)]
+    pub verbose: u8,
+
+    /// Append log lines to this file [default: stderr, in the background syslog]
+    #[arg(long, value_name = "FILE", env = "EO_MOUNT_LOG", hide_env = true)]
+    pub log: Option<PathBuf>,
+}
+
+impl Common {
+    /// Everything belongs to whoever runs this, until told otherwise.
+    pub fn options(&self) -> Options {
+        Options {
+            plain_http: self.plain_http,
+            cache_dir: self
+                .cache_dir
+                .clone()
+                .or_else(|| default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))),
+            memory: self.memory.as_u64(),
+            timeout: self.timeout,
+            connections: self.connections.into(),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            preserve_owner: false,
+        }
+    }
+
+    /// To be called once.
+    pub fn start_logging(&self, in_background: bool) -> Result<(), Failure> {
+        let destination = match &self.log {
+            Some(file) => Destination::File(file),
+            None if in_background => Destination::Background,
+            None => Destination::Stderr,
+        };
+        logging::init(self.verbose, destination).map_err(|error| {
+            let file = self.log.as_deref().unwrap_or(Path::new("log"));
+            let error = Error::new(ErrorKind::Usage, file.display(), format!("cannot write the log: {error}"));
+            Failure::usage(&error.hint("choose another file with --log"))
+        })
+    }
+
+    /// Runs a verb that ends by itself. A signal ends it as it ends any program.
+    pub fn run(&self, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+        self.start_logging(false)?;
+        let runtime = runtime()?;
+        let done = runtime.block_on(work);
+        runtime.shutdown_background();
+        done
+    }
+}
+
+pub fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("starting threads", error))
+}
+
+/// XDG Base Directory Specification: a relative or empty `XDG_CACHE_HOME` counts as unset.
+fn default_cache_dir(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    xdg.and_then(absolute)
+        .or_else(|| Some(home.and_then(absolute)?.join(".cache")))
+        .map(|caches| caches.join("eo-mount"))
+}
+
+fn memory(text: &str) -> Result<ByteSize, String> {
+    const LEAST: ByteSize = ByteSize::mib(16);
+    let size: ByteSize = text.parse().map_err(|_| "it takes a number and a unit, such as 256MiB".to_owned())?;
+    if size < LEAST {
+        return Err("at least 16MiB are needed".to_owned());
+    }
+    Ok(size)
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time =
+        humantime::parse_duration(text).map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
+    if time < Duration::from_secs(1) || time > Duration::from_secs(24 * 3600) {
+        return Err("it takes between 1s and 1day".to_owned());
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_where_the_xdg_specification_says() {
+        let folder = |xdg: Option<&str>, home: Option<&str>| {
+            default_cache_dir(xdg.map(OsString::from), home.map(OsString::from))
+        };
+        assert_eq!(folder(Some("/c"), Some("/home/me")), Some("/c/eo-mount".into()));
+        assert_eq!(folder(Some("c"), Some("/home/me")), Some("/home/me/.cache/eo-mount".into()));
+        assert_eq!(folder(Some(""), None), None);
+        assert_eq!(folder(None, None), None);
+    }
+}

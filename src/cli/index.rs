@@ -1,0 +1,158 @@
+//! `eo-mount index REFERENCE [LAYER]…`: indexes layers ahead of use.
+
+use std::collections::HashSet;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Parser;
+use futures_util::{StreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::common::Common;
+use super::failure::Failure;
+use crate::cache::CacheFolder;
+use crate::error::{Error, ErrorKind};
+use crate::mount::{Archive, Mount};
+
+/// Layers indexed at once.
+const AT_ONCE: usize = 8;
+const TICK: Duration = Duration::from_millis(200);
+
+/// Index layers ahead of use, into the cache folder: a mount then lists them without a request
+#[derive(Debug, Parser)]
+pub struct Command {
+    /// As for a mount
+    reference: String,
+
+    /// Names of layers as a mount shows them, or digests [default: all]
+    #[arg(value_name = "LAYER")]
+    layers: Vec<String>,
+
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    /// Indexed now or before.
+    layers: usize,
+    entries: u64,
+    requests: u64,
+    /// Downloaded.
+    bytes: u64,
+    failed: Vec<Failed>,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    path: String,
+    layer: String,
+    error: String,
+}
+
+impl Command {
+    pub fn run(self) -> Result<(), Failure> {
+        self.common.run(self.index())
+    }
+
+    async fn index(&self) -> Result<(), Failure> {
+        let options = self.common.options();
+        let Some(folder) = &options.cache_dir else {
+            let error = Error::new(ErrorKind::Usage, "index", "there is no cache folder to keep an index in");
+            return Err(Failure::usage(&error.hint("give one with --cache-dir, or set HOME")));
+        };
+        CacheFolder::open(folder).map_err(|error| Failure::usage(&error))?;
+        let mount = Mount::open(&self.reference, options).await.map_err(|error| Failure::artifact(&error))?;
+        let layers = self.chosen(&mount).map_err(|error| Failure::artifact(&error))?;
+        let count = layers.len();
+        let bar = bar(count);
+        let mut summary = Summary { layers: 0, entries: 0, requests: 0, bytes: 0, failed: Vec::new() };
+        let indexing = |layer: Archive| async { (mount.index_ahead(layer.number).await, layer) };
+        let mut results = stream::iter(layers).map(indexing).buffer_unordered(AT_ONCE);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let next = tokio::select! {
+                next = results.next() => next,
+                _ = tick.tick() => {
+                    // One large layer is many requests.
+                    bar.set_message(format!("{} requests", mount.traffic().requests));
+                    continue;
+                }
+            };
+            let Some((result, layer)) = next else { break };
+            match result {
+                Ok(entries) => {
+                    summary.layers += 1;
+                    summary.entries += entries;
+                }
+                Err(error) => {
+                    let line = Error::new(error.kind, &layer.path, &error);
+                    // Not `eprintln`, which panics when nobody reads.
+                    bar.suspend(|| {
+                        let _ = writeln!(io::stderr(), "eo-mount: {line}");
+                    });
+                    let layer_digest = layer.digest.to_string();
+                    summary.failed.push(Failed { path: layer.path, layer: layer_digest, error: error.to_string() });
+                }
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        (summary.requests, summary.bytes) = (mount.traffic().requests, mount.traffic().bytes);
+        match self.print(&summary) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
+            _ if summary.failed.is_empty() => Ok(()),
+            _ => {
+                let cause = format!("{} of {count} layers could not be indexed", summary.failed.len());
+                Err(Failure::artifact(&Error::new(ErrorKind::Io, &self.reference, cause)))
+            }
+        }
+    }
+
+    /// A layer that stands twice in the manifest counts once.
+    fn chosen(&self, mount: &Mount) -> Result<Vec<Archive>, Error> {
+        let archives = mount.archives();
+        let mut chosen = Vec::new();
+        for wanted in &self.layers {
+            let name = wanted.trim_matches('/');
+            let fits = |archive: &&Archive| {
+                archive.path == name || [archive.digest.as_str(), archive.digest.short()].contains(&name)
+            };
+            chosen.push(archives.iter().find(fits).cloned().ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, wanted, "no layer of that name or digest is an archive")
+                    .hint(format!("eo-mount ls {} lists them", self.reference))
+            })?);
+        }
+        let mut chosen = if self.layers.is_empty() { archives } else { chosen };
+        let mut seen = HashSet::new();
+        chosen.retain(|archive| seen.insert(archive.digest.clone()));
+        Ok(chosen)
+    }
+
+    fn print(&self, summary: &Summary) -> io::Result<()> {
+        let mut out = io::stdout();
+        if self.json {
+            serde_json::to_writer(&mut out, summary)?;
+            return writeln!(out);
+        }
+        let Summary { layers, entries, requests, bytes, .. } = summary;
+        writeln!(out, "{layers} layers, {entries} entries; {requests} requests, {}", ByteSize::b(*bytes).display().si())
+    }
+}
+
+/// Nothing where nobody looks.
+fn bar(layers: usize) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {bar:40} {pos} of {len} layers, {elapsed}, {msg}");
+    let bar = ProgressBar::new(layers as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(TICK);
+    bar
+}

@@ -1,0 +1,106 @@
+//! What verbs want and no kernel asks for: paths, layers by name, and indexes ahead of use.
+
+use super::tree::Node;
+use super::{Attributes, Ino, Kind, Mount, Place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::Digest;
+use crate::registry::TrafficCount;
+
+/// Symbolic links followed for one path (Linux: `MAXSYMLINKS`).
+const HOPS: usize = 40;
+
+/// A layer that is a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    pub number: usize,
+    /// Below the root of the mount.
+    pub path: String,
+    pub digest: Digest,
+}
+
+impl Mount {
+    /// What a path below the root names. Symbolic links on the way are followed within the dataset, the last is not.
+    pub async fn resolve(&self, path: &[u8]) -> Result<Attributes> {
+        let failed = |cause: &str| Error::new(ErrorKind::NotFound, String::from_utf8_lossy(path), cause);
+        let mut trail = vec![self.attributes(Ino::ROOT).await?];
+        let backwards = |path: &[u8]| path.rsplit(|&byte| byte == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let mut parts = backwards(path);
+        let mut hops = HOPS;
+        while let Some(part) = parts.pop() {
+            let Some(above) = trail.last() else { break };
+            match part.as_slice() {
+                b"" | b"." => continue,
+                _ if above.kind != Kind::Directory => return Err(failed("not a directory on the way")),
+                b".." => {
+                    trail.truncate(trail.len().saturating_sub(1).max(1));
+                    continue;
+                }
+                _ => self.indexed(above.ino).await?,
+            }
+            let Some(found) = self.lookup(above.ino, &part).await? else {
+                return Err(failed("no such file or directory in the dataset"));
+            };
+            if found.kind != Kind::Symlink || parts.is_empty() {
+                trail.push(found);
+                continue;
+            }
+            let target = self.read_link(found.ino).await?;
+            if target.starts_with(b"/") {
+                return Err(failed("a symbolic link on the way leads out of the dataset"));
+            }
+            hops = hops.checked_sub(1).ok_or_else(|| failed("too many symbolic links on the way"))?;
+            parts.extend(backwards(&target));
+        }
+        trail
+            .pop()
+            .filter(|found| found.kind == Kind::Directory || !path.ends_with(b"/"))
+            .ok_or_else(|| failed("not a directory"))
+    }
+
+    /// Waits until the layer of this inode is indexed, however long that takes: for those who are not asked by a kernel.
+    pub async fn indexed(&self, ino: Ino) -> Result<()> {
+        match self.place(ino)? {
+            Place::Entry { layer, .. } => self.layer(layer)?.contents(&self.sources).await.map(drop),
+            Place::Node(_) => Ok(()),
+        }
+    }
+
+    /// Indexes a layer and keeps the index in the cache folder, not in memory; the number of its entries.
+    ///
+    /// # Errors
+    /// Also if the index cannot be kept.
+    pub async fn index_ahead(&self, layer: usize) -> Result<u64> {
+        self.layer(layer)?.index_ahead(&self.sources).await
+    }
+
+    /// Of the layer that holds this inode.
+    pub fn layer_digest(&self, ino: Ino) -> Option<&Digest> {
+        let number = match self.place(ino).ok()? {
+            Place::Entry { layer, .. } => layer,
+            Place::Node(id) => match self.tree.node(id)? {
+                Node::Layer(number) | Node::LayerFile(number) => number,
+                Node::Directory | Node::Config => return None,
+            },
+        };
+        self.layers.get(number).map(|layer| &layer.descriptor.digest)
+    }
+
+    /// The layers that are directories, in the order of the manifest.
+    pub fn archives(&self) -> Vec<Archive> {
+        let mut archives: Vec<_> = self
+            .tree
+            .layers()
+            .into_iter()
+            .filter_map(|(number, node)| {
+                let digest = self.layers.get(number)?.descriptor.digest.clone();
+                Some(Archive { number, path: self.tree.path(node), digest })
+            })
+            .collect();
+        archives.sort_by_key(|archive| archive.number);
+        archives
+    }
+
+    pub fn traffic(&self) -> TrafficCount {
+        self.traffic.count()
+    }
+}

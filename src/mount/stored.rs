@@ -1,0 +1,96 @@
+//! Indexes that are kept from one mount to the next.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use super::layer::{Contents, Opened, Sources, open_blob};
+use crate::blob::BlobSource;
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{Content, LayerIndex};
+use crate::oci::Descriptor;
+
+/// Whether an index is kept for later mounts; known when it is.
+pub type Kept = Shared<BoxFuture<'static, Result<()>>>;
+
+/// The contents of a layer whose index is kept, without a request.
+pub async fn contents(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Contents> {
+    let indexes = Arc::clone(sources.indexes.as_ref()?);
+    let (blob, limits) = (layer.clone(), sources.indexing.limits);
+    let (index, content) = tokio::task::spawn_blocking(move || indexes.load(&blob, &limits)).await.ok()??;
+    let (blob, source): (_, Arc<dyn BlobSource>) = match content {
+        Content::Blob => (layer.clone(), Arc::clone(&sources.data)),
+        // Who looks ahead does not unpack, and must not do so later.
+        Content::Unpacked { .. } if !sources.unpacks => return None,
+        Content::Unpacked { size } => {
+            let later = Later { layer: layer.clone(), content, sources: Arc::clone(sources), opened: Mutex::default() };
+            (Descriptor { size, ..layer.clone() }, Arc::new(later))
+        }
+    };
+    let kept = std::future::ready(Ok(())).boxed().shared();
+    Some(Contents { index: Arc::new(index), blob, source, kept })
+}
+
+/// Keeps an index, in the background: who looks into the layer does not wait for it.
+pub fn keep(layer: &Descriptor, index: &Arc<LayerIndex>, content: Content, sources: &Sources) -> Kept {
+    let Some(indexes) = sources.indexes.clone() else {
+        let cause = "its index is not kept: there is no cache folder";
+        return std::future::ready(Err(Error::new(ErrorKind::Unsupported, &layer.digest, cause))).boxed().shared();
+    };
+    let (blob, index, object) = (layer.clone(), Arc::clone(index), layer.digest.clone());
+    let storing = tokio::task::spawn_blocking(move || {
+        indexes.store(&blob, &index, content).inspect_err(|error| tracing::debug!("{error}"))
+    });
+    async move { storing.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }.boxed().shared()
+}
+
+/// The content of a compressed layer whose index is known: unpacked when it is first read.
+struct Later {
+    layer: Descriptor,
+    /// What the index is of.
+    content: Content,
+    sources: Arc<Sources>,
+    opened: Mutex<Option<Opening>>,
+}
+
+type Opening = Shared<BoxFuture<'static, Result<Arc<dyn BlobSource>>>>;
+
+impl Later {
+    /// All who read meanwhile wait for one unpacking, which goes on if they give up. One that failed is tried again.
+    fn opening(&self) -> Opening {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opening) = opened.as_ref().filter(|opening| !matches!(opening.peek(), Some(Err(_)))) {
+            return opening.clone();
+        }
+        let (layer, content, sources) = (self.layer.clone(), self.content, Arc::clone(&self.sources));
+        let opening = async move {
+            let Opened { content: found, source, .. } = open_blob(&layer, &sources, &mut None).await?;
+            if found == content {
+                return Ok(source);
+            }
+            let wrong = "it is of other content than the layer holds";
+            if let Some(indexes) = sources.indexes.clone() {
+                let digest = layer.digest.clone();
+                tokio::task::spawn_blocking(move || indexes.drop_wrong(&digest, wrong));
+            }
+            Err(Error::new(ErrorKind::Corrupt, &layer.digest, format!("its stored index is wrong: {wrong}"))
+                .hint("mount again"))
+        };
+        let opening = opening.boxed().shared();
+        tokio::spawn(opening.clone());
+        opened.insert(opening).clone()
+    }
+}
+
+impl BlobSource for Later {
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+        async move {
+            let source = self.opening().await?;
+            source.read(blob, range).await
+        }
+        .boxed()
+    }
+}
