@@ -496,7 +496,7 @@ fn hide_device() {
         fs::write(&file, "").unwrap();
         mount(&["--bind", &format!("/dev/{name}")], &file);
     }
-    mount(&["--move", folder.path().to_str().unwrap()], Path::new("/dev"));
+    mount(&["--rbind", folder.path().to_str().unwrap()], Path::new("/dev"));
 }
 
 #[test]
