@@ -25,7 +25,7 @@ mod serve;
 mod state;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ pub struct ScriptedRegistry {
 impl ScriptedRegistry {
     /// An empty registry on a free port of 127.0.0.1, open to everybody.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port on the loopback interface");
+        let listener = serve::listener();
         listener.set_nonblocking(true).expect("a socket can be made non-blocking");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Shared::default();

@@ -1,6 +1,6 @@
 //! The server's side: accepts, records, answers.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 
 use hyper::body::Incoming;
@@ -8,6 +8,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request as HttpRequest, Response};
 use hyper_util::rt::TokioIo;
+use rustix::net;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
@@ -40,8 +41,8 @@ pub(super) async fn serve(listener: std::net::TcpListener, shared: Shared, mut c
                 None => return,
                 Some(Command::GoDown(done)) => {
                     connections.shutdown().await;
-                    if let Door::Open(listener) = door {
-                        drop(listener);
+                    if matches!(door, Door::Open(_)) {
+                        // Bound before the other is closed: there is always somebody who takes a port that is free.
                         door = Door::Closed(bound(address));
                     }
                     let _ = done.send(());
@@ -62,9 +63,20 @@ pub(super) async fn serve(listener: std::net::TcpListener, shared: Shared, mut c
     }
 }
 
+/// On a free port, which a socket of this user that asks for this very port can share.
+pub(super) fn listener() -> std::net::TcpListener {
+    let why = "a port on the loopback interface";
+    let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).expect(why);
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).expect(why);
+    net::sockopt::set_socket_reuseport(&socket, true).expect(why);
+    net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect(why);
+    net::listen(&socket, 1024).expect(why);
+    socket.into()
+}
+
 fn bound(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("a socket can be made");
-    socket.set_reuseaddr(true).expect("a socket can be told to reuse its address");
+    socket.set_reuseport(true).expect("a socket can be told to share its port");
     socket
         .bind(address)
         .unwrap_or_else(|error| panic!("the registry's own port {address} cannot be taken again: {error}"));
