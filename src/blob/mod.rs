@@ -4,6 +4,7 @@
 pub mod content;
 mod layout;
 mod readahead;
+mod zip;
 
 use std::ops::Range;
 
@@ -13,6 +14,7 @@ use futures_util::future::BoxFuture;
 pub use content::Compression;
 pub use layout::Layout;
 pub use readahead::ReadAhead;
+pub use zip::{Zip, read_small_member};
 
 use crate::error::Result;
 use crate::oci::Descriptor;

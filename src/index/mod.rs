@@ -20,6 +20,7 @@ mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod zip;
 
 pub use build::LayerIndexBuilder;
 pub use error::ScanError;
@@ -29,3 +30,4 @@ pub use member::{Kind, Member, MemberKind, Mtime, SparseExtent};
 pub use path::parts;
 pub use scan::{BLOCK, Scanner, Step, TAIL, is_header};
 pub use stream::{StreamIndexer, Streamed};
+pub use zip::{Method, ZipError, ZipIndex, ZipMember, ZipScanner, ZipStep, data_start};

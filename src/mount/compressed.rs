@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
+use super::indexing::index_blob;
 use super::layer::Sources;
-use crate::blob::content::{Compression, Content, ContentLimits, Pass, Side, Sink};
+use crate::blob::content::{Compression, Content, ContentLimits, FOOTER, Pass, Side, Sink, parse_table, table_length};
 use crate::blob::{BlobSource, ReadAhead};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{LayerIndex, StreamIndexer, Streamed};
@@ -50,6 +52,11 @@ pub async fn unpack(
     sources: &Arc<Sources>,
     unfinished: &mut Option<Unfinished>,
 ) -> Result<Unpacked> {
+    if unfinished.is_none()
+        && let Some(content) = known(layer, compression, sources).await?
+    {
+        return index_known(layer, content, sources).await;
+    }
     let mut work = match unfinished.take() {
         Some(Unfinished(work)) => work,
         None => Box::new(Work::new(layer, compression, sources)?),
@@ -75,6 +82,14 @@ pub async fn unpack(
     let Work { pass, indexer, compression } = *work;
     let made = blocking(layer, move || pass.finish()).await?;
     let size = made.0.content;
+    if let Some(folder) = sources.folder.clone() {
+        let (blob, (table, side)) = (layer.clone(), made.clone());
+        let storing = move || {
+            folder.store_checkpoints(&blob, compression, &table, &side);
+            Ok(())
+        };
+        blocking(layer, storing).await?;
+    }
     let Streamed { index, trailing } = indexer.indexer.finish(size).map_err(|error| error.on(&layer.digest))?;
     if trailing {
         tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", layer.digest);
@@ -82,6 +97,37 @@ pub async fn unpack(
     tracing::debug!("layer {}: {} places to start in {size} bytes of content", layer.digest, made.0.points.len());
     let content = Content::new(sources.chunks.clone(), layer.clone(), compression, sources.content_limits, made);
     Ok(Unpacked { index, blob: Descriptor { size, ..layer.clone() }, source: sources.of_content(content) })
+}
+
+/// What can be read without a pass: a zstd blob with a seek table, or one that an earlier mount has passed over.
+async fn known(layer: &Descriptor, compression: Compression, sources: &Arc<Sources>) -> Result<Option<Content>> {
+    let limits = sources.content_limits;
+    if let Some(folder) = sources.folder.clone() {
+        let blob = layer.clone();
+        if let Some(made) = blocking(layer, move || Ok(folder.load_checkpoints(&blob, compression))).await? {
+            return Ok(Some(Content::new(sources.chunks.clone(), layer.clone(), compression, limits, made)));
+        }
+    }
+    if compression != Compression::Zstd || layer.size < FOOTER {
+        return Ok(None);
+    }
+    let footer = sources.headers.read(layer, layer.size - FOOTER..layer.size).await?;
+    let longest = limits.points.saturating_mul(12).saturating_add(FOOTER + 8).min(layer.size);
+    let Some(length) = table_length(&footer).filter(|length| *length <= longest) else { return Ok(None) };
+    let table = sources.headers.read(layer, layer.size - length..layer.size).await?;
+    let frames = parse_table(&table, layer.size);
+    let content = frames.and_then(|frames| Content::of_frames(sources.chunks.clone(), layer.clone(), limits, &frames));
+    if content.is_none() {
+        tracing::info!("layer {}: its seek table is of no use", layer.digest);
+    }
+    Ok(content)
+}
+
+async fn index_known(layer: &Descriptor, content: Content, sources: &Arc<Sources>) -> Result<Unpacked> {
+    let blob = Descriptor { size: content.size(), ..layer.clone() };
+    let source = sources.of_content(content);
+    let index = index_blob(source.as_ref(), &blob, Bytes::new(), sources.limits).await?;
+    Ok(Unpacked { index, blob, source })
 }
 
 impl Work {

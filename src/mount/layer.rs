@@ -7,6 +7,7 @@ use futures_util::future::{BoxFuture, Shared};
 
 use super::compressed::{Unfinished, Unpacked, unpack};
 use super::indexing::{index_blob, read_head};
+use super::zip;
 use crate::blob::content::ContentLimits;
 use crate::blob::{BlobSource, Compression};
 use crate::cache::{CacheFolder, ChunkCache};
@@ -110,7 +111,12 @@ impl Layer {
 
 async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Option<Unfinished>) -> Result<Contents> {
     let head = read_head(sources.headers.as_ref(), layer).await?;
+    let is_zip = zip::is_zip(&head) || zip::is_called_zip(layer) && Compression::of(&head).is_none();
     let (index, blob, source) = match Compression::of(&head) {
+        None if is_zip => {
+            let Unpacked { index, blob, source } = zip::open(layer, sources).await?;
+            (index, blob, source)
+        }
         None => {
             let index = index_blob(sources.headers.as_ref(), layer, head, sources.limits).await?;
             (index, layer.clone(), Arc::clone(&sources.data))

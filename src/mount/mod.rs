@@ -9,6 +9,7 @@ mod names;
 mod open;
 mod tree;
 mod xattrs;
+mod zip;
 
 use std::future::Future;
 use std::path::PathBuf;

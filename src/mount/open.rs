@@ -11,6 +11,7 @@ use super::indexing::read_head;
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::tree::{Node, Tree};
+use super::zip::is_zip;
 use super::{Mount, Options};
 use crate::blob::content::ContentLimits;
 use crate::blob::{BlobSource, Compression, Layout, ReadAhead};
@@ -24,6 +25,8 @@ use crate::registry::{Registry, RegistryOptions, Traffic};
 const LARGEST_CONFIG: u64 = 64 << 20;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
+/// Bytes of a compressed blob that give its first header, for certain.
+const FIRST_BLOCKS: u64 = 1 << 20;
 /// RFC 3339, from the image specification's annotations.md.
 const CREATED: &str = "org.opencontainers.image.created";
 
@@ -152,8 +155,20 @@ async fn with_shapes(layers: Vec<Descriptor>, sources: &Sources) -> Vec<(Descrip
 /// A layer that cannot be read now is shown as a file; whoever reads it is told why.
 async fn shape_of_content(layer: &Descriptor, sources: &Sources) -> Shape {
     let Ok(head) = read_head(sources.headers.as_ref(), layer).await else { return Shape::File };
+    // Many formats are ZIP archives inside; one whose name says so is better left alone.
+    let has_ending = layer.title().is_some_and(|title| title.rsplit('/').next().unwrap_or(title).contains('.'));
+    if is_zip(&head) {
+        return if has_ending { Shape::File } else { Shape::Directory };
+    }
     let head = match Compression::of(&head) {
-        Some(compression) => compression.head(&head).into(),
+        Some(compression) => match compression.head(&head) {
+            // A block of zstd or bzip2 is longer than what was read.
+            short if short.len() < 512 => {
+                let longer = sources.headers.read(layer, 0..layer.size.min(FIRST_BLOCKS)).await;
+                longer.map_or(short.into(), |longer| compression.head(&longer).into())
+            }
+            head => head.into(),
+        },
         None => head,
     };
     // Of an unpacked head the size behind it is not known; all that matters here is the first header.
