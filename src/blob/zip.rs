@@ -251,19 +251,19 @@ impl Members {
             at = end;
         }
         let made = blocking(&self.blob, move || pass.finish()).await?;
-        let member_only = Arc::new(From { source: self.chunks.clone(), blob: self.blob.clone(), start });
+        let member_only = Arc::new(Behind { source: self.chunks.clone(), blob: self.blob.clone(), start });
         Ok(Content::new(member_only, packed, Compression::Deflate, self.limits, made))
     }
 }
 
 /// A blob from some byte on.
-struct From {
+struct Behind {
     source: Arc<ChunkCache>,
     blob: Descriptor,
     start: u64,
 }
 
-impl BlobSource for From {
+impl BlobSource for Behind {
     fn read<'a>(&'a self, _blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         let shifted = self.start.saturating_add(range.start)..self.start.saturating_add(range.end);
         self.source.read(&self.blob, shifted)

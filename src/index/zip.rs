@@ -234,13 +234,21 @@ impl ZipScanner {
             None if record.method == 8 && record.size / EXPANSION > record.packed => {
                 Method::Unreadable("the member cannot be as long as the directory says")
             }
+            None if record.method == 8 && record.packed > record.size.saturating_mul(2).saturating_add(ALIGN) => {
+                Method::Unreadable("the member takes more bytes than DEFLATE makes of that many")
+            }
             None if record.method == 0 && record.size != record.packed => {
                 Method::Unreadable("the directory gives the stored member two lengths")
             }
             None if record.method == 0 => Method::Stored,
             None => Method::Deflated,
         };
-        let kind = record.kind();
+        let readable = !matches!(method, Method::Unreadable(_)) && record.size <= self.limits.name_bytes;
+        let kind = match record.kind() {
+            // What nobody can follow is shown as what it is in the archive.
+            Kind::Symlink if !readable => Kind::File,
+            kind => kind,
+        };
         let place = self.end;
         let size = if kind == Kind::File { record.size } else { 0 };
         let member = ZipMember { place, size: record.size, packed: record.packed, header, crc: record.crc, method };
@@ -270,9 +278,6 @@ impl ZipScanner {
         };
         self.check_name(&made.path)?;
         if kind == Kind::Symlink {
-            if member.size > self.limits.name_bytes {
-                return Err(ZipError::Limit { limit: "name_bytes", max: self.limits.name_bytes });
-            }
             self.pending = Some(Box::new(made));
             return Ok(Read::Link(member));
         }

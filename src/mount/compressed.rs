@@ -16,6 +16,9 @@ use crate::oci::Descriptor;
 /// Bytes of compressed blob fetched at once, two of them ahead of the decoder.
 const PIECE: u64 = 4 << 20;
 
+/// Bytes of a compressed layer from which on it is said what listing it costs.
+const LARGE: u64 = 64 << 20;
+
 /// A pass that goes on where the source failed.
 pub struct Unfinished(Box<Work>);
 
@@ -57,6 +60,7 @@ pub async fn unpack(
     {
         return index_known(layer, content, sources).await;
     }
+    let _turn = sources.passes.acquire().await;
     let mut work = match unfinished.take() {
         Some(Unfinished(work)) => work,
         None => Box::new(Work::new(layer, compression, sources)?),
@@ -132,7 +136,13 @@ async fn index_known(layer: &Descriptor, content: Content, sources: &Arc<Sources
 
 impl Work {
     fn new(layer: &Descriptor, compression: Compression, sources: &Sources) -> Result<Self> {
-        tracing::info!("layer {}: compressed; all its {} bytes are downloaded once", layer.digest, layer.size);
+        if layer.size > LARGE {
+            let bytes = layer.size;
+            tracing::warn!(
+                "layer {}: compressed; all its {bytes} bytes are downloaded before it is listed",
+                layer.digest
+            );
+        }
         let side = match &sources.folder {
             Some(folder) => folder.unnamed_file().map(|(file, space)| Side::file(file, space))?,
             None => Side::memory(sources.chunks.reserve(sources.chunks.memory() / 16)),

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::Semaphore;
 
 use super::compressed::{Unfinished, Unpacked, unpack};
 use super::indexing::{index_blob, read_head};
@@ -26,6 +27,8 @@ pub struct Sources {
     pub folder: Option<Arc<CacheFolder>>,
     pub limits: Limits,
     pub content_limits: ContentLimits,
+    /// Passes over compressed layers at one time.
+    pub passes: Semaphore,
 }
 
 pub struct Layer {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::sync::Semaphore;
 
 use super::indexing::read_head;
 use super::layer::{Layer, Sources};
@@ -25,6 +26,8 @@ use crate::registry::{Registry, RegistryOptions, Traffic};
 const LARGEST_CONFIG: u64 = 64 << 20;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
+/// Passes over compressed layers at one time: each keeps a core busy, and holds 8 MiB of the blob and its decoder's window.
+const PASSES: usize = 2;
 /// Bytes of a compressed blob that give its first header, for certain.
 const FIRST_BLOCKS: u64 = 1 << 20;
 /// RFC 3339, from the image specification's annotations.md.
@@ -48,6 +51,7 @@ impl Mount {
             folder: folder.map(Arc::new),
             limits: Limits::default(),
             content_limits: ContentLimits::default(),
+            passes: Semaphore::new(PASSES),
         };
         let layers = with_shapes(manifest.layers, &sources).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());

@@ -44,7 +44,7 @@ pub struct Pass {
 /// What tells that the bytes are the right ones.
 enum Check {
     /// Of the blob.
-    Digest(Hasher),
+    Digest(Box<Hasher>),
     /// Of the content: its CRC32 and length.
     Content { seen: crc32fast::Hasher, crc: u32, size: u64 },
 }
@@ -56,7 +56,7 @@ struct Piece {
 
 impl Pass {
     pub fn new(blob: Descriptor, compression: Compression, limits: ContentLimits, side: Side) -> Result<Self> {
-        let check = Check::Digest(blob.digest.hasher());
+        let check = Check::Digest(Box::new(blob.digest.hasher()));
         Self::checked(blob, compression, limits, side, check)
     }
 

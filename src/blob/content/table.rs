@@ -88,10 +88,6 @@ impl Table {
         let last = self.points.last().is_some_and(|last| last.content <= self.content && last.packed <= self.packed);
         rises && first && last && self.packed <= blob_size
     }
-
-    pub fn has_pieces(&self) -> bool {
-        self.points.iter().any(|point| matches!(point.place, Place::Piece(_)))
-    }
 }
 
 #[cfg(test)]
@@ -112,5 +108,6 @@ mod tests {
         assert!(table.is_plausible(12) && !table.is_plausible(11));
         let falling = Table { points: vec![point(0, 0), point(10, 9), point(30, 4)], ..table };
         assert!(!falling.is_plausible(12));
+        assert_eq!(size_of::<Point>(), 40, "ContentLimits::points says so");
     }
 }

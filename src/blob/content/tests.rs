@@ -69,7 +69,7 @@ fn sample(length: usize) -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         let word = state.to_le_bytes();
-        bytes.extend_from_slice(if state % 3 == 0 { &word } else { b"an array" });
+        bytes.extend_from_slice(if state.is_multiple_of(3) { &word } else { b"an array" });
     }
     bytes.truncate(length);
     bytes
@@ -139,6 +139,27 @@ async fn any_range_is_what_one_pass_gives_and_costs_one_distance() {
         assert!(all == plain, "{name}");
         assert!(read(&content, 1..content.size() + 1).await.is_err(), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_seek_table_that_lies_is_found_out() {
+    let plain = sample(300_000);
+    let frames: Vec<_> = plain.chunks(100_000).map(|frame| zstd::bulk::compress(frame, 1).unwrap()).collect();
+    let packed = frames.concat();
+    let table = |lengths: [u32; 3]| {
+        let sizes =
+            frames.iter().zip(lengths).map(|(frame, content)| FrameSize { packed: frame.len() as u32, content });
+        let held = Arc::new(Held { bytes: packed.clone(), given: AtomicU64::new(0) });
+        Content::of_frames(held, descriptor(&packed), ContentLimits::default(), &sizes.collect::<Vec<_>>())
+    };
+    let honest = table([100_000; 3]).unwrap();
+    assert!(read(&honest, 50_000..250_000).await.unwrap() == plain[50_000..250_000]);
+    for lie in [[100_001, 99_999, 100_000], [99_999, 100_001, 100_000], [100_000, 100_000, 7]] {
+        let lying = table(lie).unwrap();
+        let error = read(&lying, 0..lying.size()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{lie:?}: {error}");
+    }
+    assert!(table([100_000, 9 << 20, 100_000]).is_none());
 }
 
 #[tokio::test]

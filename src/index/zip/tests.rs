@@ -114,6 +114,8 @@ fn what_cannot_be_read_is_listed_with_the_reason() {
         (Entry { flags: 1, ..PLAIN }, "encrypted"),
         (Entry { method: 14, ..PLAIN }, "LZMA"),
         (Entry { method: 77, ..PLAIN }, "not known"),
+        (Entry { flags: 1, external: 0o120_777 << 16, ..PLAIN }, "encrypted"),
+        (Entry { method: 8, size: 0, data: &[0; 70_000], ..PLAIN }, "more bytes"),
         (Entry { size: 5, ..PLAIN }, "two lengths"),
         (Entry { method: 8, size: huge, ..PLAIN }, "cannot be as long"),
     ] {
