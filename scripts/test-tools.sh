@@ -18,6 +18,12 @@ fusermount3 fuse3
 gdalinfo gdal-bin
 bsdtar libarchive-tools
 zstd zstd
+pigz pigz
+bgzip tabix
+bzip2 bzip2
+xz xz-utils
+zip zip
+unzip unzip
 file file
 findmnt util-linux
 setpriv util-linux

@@ -5,6 +5,7 @@ mod background;
 pub mod content;
 mod layout;
 mod readahead;
+mod zip;
 
 use std::ops::Range;
 
@@ -15,6 +16,7 @@ pub use background::Background;
 pub use content::Compression;
 pub use layout::Layout;
 pub use readahead::ReadAhead;
+pub use zip::{Zip, read_small_member};
 
 use crate::error::Result;
 use crate::oci::Descriptor;

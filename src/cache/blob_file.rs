@@ -183,7 +183,9 @@ impl BlobFile {
         self.write_flags(0)?;
         self.map.write_all_at(&vec![0; ((chunks.end - chunks.start) * 8) as usize], self.checksum_at(chunks.start))?;
         for chunk in chunks.clone() {
-            self.word(chunk).inspect(|(word, bit)| drop(word.fetch_and(!bit, Ordering::Relaxed)));
+            if let Some((word, bit)) = self.word(chunk) {
+                word.fetch_and(!bit, Ordering::Relaxed);
+            }
         }
         let bytes = (chunks.end - chunks.start) * CHUNK;
         fallocate(&self.data, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, chunks.start * CHUNK, bytes)?;
@@ -239,7 +241,9 @@ impl BlobFile {
     }
 
     fn set_checked(&self, chunk: u64) {
-        self.word(chunk).inspect(|(word, bit)| drop(word.fetch_or(*bit, Ordering::Relaxed)));
+        if let Some((word, bit)) = self.word(chunk) {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
     }
 }
 

@@ -30,6 +30,15 @@ impl CacheFolder {
         Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// A file without a name, and the space that it may take.
     pub fn unnamed_file(&self) -> Result<(File, Reservation)> {
         let file = unnamed_file(&self.path).map_err(|error| {

@@ -2,6 +2,7 @@
 //! Called by `mount` and `blob`; uses the core and the seam in `blob`.
 
 mod blob_file;
+mod checkpoints;
 mod chunks;
 mod disk;
 mod folder;

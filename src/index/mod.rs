@@ -25,6 +25,7 @@ mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod zip;
 
 pub use build::LayerIndexBuilder;
 pub use codec::{CodecError, Content, decode, encode};
@@ -37,3 +38,4 @@ pub use path::parts;
 pub use predict::Habits;
 pub use scan::{BLOCK, Scanner, Step, TAIL, is_header};
 pub use stream::{StreamIndexer, Streamed};
+pub use zip::{Method, ZipError, ZipIndex, ZipMember, ZipScanner, ZipStep, data_start};

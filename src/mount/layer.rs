@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::compressed::{Unfinished, Unpacked, unpack};
 use super::indexing::{Indexing, read_head};
 use super::stored::{self, Kept};
+use super::zip;
 use crate::blob::content::ContentLimits;
 use crate::blob::{BlobSource, Compression};
 use crate::cache::{CacheFolder, ChunkCache, Indexes};
@@ -32,8 +33,8 @@ pub struct Sources {
     pub content_limits: ContentLimits,
     /// Whether compressed layers are unpacked, which is to download them.
     pub unpacks: bool,
-    /// Places for decoders, each of which takes up to 128 MiB for its window.
-    pub unpackings: Semaphore,
+    /// Passes over compressed layers at one time.
+    pub passes: Semaphore,
 }
 
 pub struct Layer {
@@ -194,6 +195,10 @@ pub async fn open_blob(
 ) -> Result<Opened> {
     let head = read_head(sources.headers.as_ref(), layer).await?;
     match Compression::of(&head) {
+        None if zip::is_zip(&head) || zip::is_called_zip(layer) => {
+            let Unpacked { index, blob, source } = zip::open(layer, sources).await?;
+            Ok(Opened { index, content: Content::Unpacked { size: blob.size }, blob, source })
+        }
         None => {
             let index = sources.indexing.index(sources.headers.as_ref(), layer, head).await?;
             Ok(Opened { index, content: Content::Blob, blob: layer.clone(), source: Arc::clone(&sources.data) })

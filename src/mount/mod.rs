@@ -12,6 +12,7 @@ mod open;
 mod stored;
 mod tree;
 mod xattrs;
+mod zip;
 
 use std::fmt::Display;
 use std::future::Future;

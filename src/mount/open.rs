@@ -14,6 +14,7 @@ use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
 use super::stored;
 use super::tree::{Node, Tree};
+use super::zip::is_zip;
 use super::{LayerNode, Mount, Options, in_time};
 use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
@@ -27,10 +28,12 @@ use crate::registry::{Registry, RegistryOptions, Traffic};
 const LARGEST_CONFIG: u64 = 64 << 20;
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
-/// Compressed layers unpacked at once.
-const UNPACKINGS: usize = 2;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
+/// Passes over compressed layers at one time: each keeps a core busy, and holds 8 MiB of the blob and its decoder's window.
+const PASSES: usize = 2;
+/// Bytes of a compressed blob that give its first header, for certain.
+const FIRST_BLOCKS: u64 = 1 << 20;
 /// RFC 3339, from the image specification's annotations.md.
 const CREATED: &str = "org.opencontainers.image.created";
 
@@ -62,7 +65,7 @@ impl Mount {
             indexing: indexing(AHEAD_REQUESTS, Arc::clone(&habits)),
             content_limits: ContentLimits::default(),
             unpacks: false,
-            unpackings: Semaphore::new(0),
+            passes: Semaphore::new(0),
         };
         let sources = Arc::new(Sources {
             headers,
@@ -73,7 +76,7 @@ impl Mount {
             indexing: indexing(options.connections, habits),
             content_limits: ContentLimits::default(),
             unpacks: true,
-            unpackings: Semaphore::new(UNPACKINGS),
+            passes: Semaphore::new(PASSES),
         });
         let layers = with_shapes(manifest.layers, &sources, options.timeout).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
@@ -206,8 +209,20 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
         return Ok(Shape::Directory);
     }
     let head = read_head(sources.headers.as_ref(), layer).await.map_err(|_| ())?;
+    // Many formats are ZIP archives inside; one whose name says so is better left alone.
+    let has_ending = layer.title().is_some_and(|title| title.rsplit('/').next().unwrap_or(title).contains('.'));
+    if is_zip(&head) {
+        return Ok(if has_ending { Shape::File } else { Shape::Directory });
+    }
     let head = match Compression::of(&head) {
-        Some(compression) => compression.head(&head).into(),
+        Some(compression) => match compression.head(&head) {
+            // A block of zstd or bzip2 is longer than what was read.
+            short if short.len() < 512 => {
+                let longer = sources.headers.read(layer, 0..layer.size.min(FIRST_BLOCKS)).await;
+                longer.map_or(short.into(), |longer| compression.head(&longer).into())
+            }
+            head => head.into(),
+        },
         None => head,
     };
     // Of an unpacked head the size behind it is not known; all that matters here is the first header.

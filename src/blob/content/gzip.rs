@@ -146,13 +146,15 @@ impl Decode for Gunzip {
     }
 
     fn resume(&self) -> Resume {
-        match (&self.stage, self.inflate.state.block_boundary_state()) {
-            (Stage::Body, Some(state)) => Resume::Block {
+        // Its state has a meaning between blocks only.
+        let in_body = matches!(self.stage, Stage::Body);
+        match in_body.then(|| self.inflate.state.block_boundary_state()).flatten() {
+            Some(state) => Resume::Block {
                 bits: state.num_bits,
                 bit_buffer: state.bit_buf,
                 window: self.inflate.window().to_vec(),
             },
-            _ => Resume::Start,
+            None => Resume::Start,
         }
     }
 

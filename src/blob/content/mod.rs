@@ -3,6 +3,7 @@
 //! kept in the cache folder.
 
 mod blocks;
+mod codec;
 mod decode;
 mod frames;
 mod gzip;
@@ -20,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+pub use codec::{TRAILER, decode as decode_table, encode as encode_table, points_at};
 pub use decode::{Compression, Damage, Resume};
 pub use frames::{FOOTER, FrameSize, parse_table, table_length};
 pub use limits::ContentLimits;
@@ -46,6 +48,8 @@ struct Decoding {
     table: Table,
     side: Arc<Side>,
     blob: Descriptor,
+    /// The table is somebody else's: each frame must be exactly as long as it says.
+    foreign: bool,
 }
 
 impl Content {
@@ -57,8 +61,21 @@ impl Content {
         limits: ContentLimits,
         (table, side): (Table, Arc<Side>),
     ) -> Self {
-        let decoding = Arc::new(Decoding { compression, limits, table, side, blob: blob.clone() });
-        Self { packed, blob, decoding }
+        let decoding = Decoding { compression, limits, table, side, blob: blob.clone(), foreign: false };
+        Self { packed, blob, decoding: Arc::new(decoding) }
+    }
+
+    /// By the table that the blob brings along. `None`: it names frames that are too long to be decoded for each read.
+    pub fn of_frames(
+        packed: Arc<dyn BlobSource>,
+        blob: Descriptor,
+        limits: ContentLimits,
+        frames: &[FrameSize],
+    ) -> Option<Self> {
+        let table = Table::of_frames(frames, &limits)?;
+        let (compression, side) = (Compression::Zstd, Arc::new(Side::memory(None)));
+        let decoding = Decoding { compression, limits, table, side, blob: blob.clone(), foreign: true };
+        Some(Self { packed, blob, decoding: Arc::new(decoding) })
     }
 
     /// Bytes.
@@ -78,7 +95,18 @@ impl Content {
         };
         let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;
         let decoding = Arc::clone(&self.decoding);
-        self.blocking(move || decoding.decode(decoder, &bytes, point.content, &range)).await
+        self.blocking(move || match decoding.foreign {
+            false => decoding.decode(decoder, &bytes, point.content, &range),
+            true => {
+                let frame = decoding.whole_frame(decoder, &bytes, segment.content_end.saturating_sub(point.content))?;
+                let cut = range.start.saturating_sub(point.content)..range.end.saturating_sub(point.content);
+                frame
+                    .get(cut.start as usize..cut.end as usize)
+                    .map(<[u8]>::to_vec)
+                    .ok_or_else(|| changed(&decoding.blob))
+            }
+        })
+        .await
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -161,6 +189,26 @@ impl Decoding {
             }
         }
         Ok(content)
+    }
+}
+
+impl Decoding {
+    fn whole_frame(&self, mut decoder: Box<dyn Decode>, bytes: &[u8], length: u64) -> Result<Vec<u8>> {
+        let mut content = Vec::with_capacity(length as usize);
+        let mut rest = bytes;
+        loop {
+            let progress = decoder.step(rest, false).map_err(|damage| damage.on(&self.blob.digest))?;
+            rest = rest.get(progress.consumed..).unwrap_or_default();
+            content.extend_from_slice(decoder.output());
+            let past = content.len() as u64 > length;
+            if progress.boundary && rest.is_empty() && content.len() as u64 == length {
+                return Ok(content);
+            }
+            if past || rest.is_empty() && !progress.more || progress.consumed == 0 && decoder.output().is_empty() {
+                let cause = "a zstd frame is not as long as the blob's seek table says";
+                return Err(Error::new(ErrorKind::Corrupt, &self.blob.digest, cause));
+            }
+        }
     }
 }
 

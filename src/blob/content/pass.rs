@@ -29,7 +29,7 @@ pub struct Pass {
     compression: Compression,
     limits: ContentLimits,
     decoder: Box<dyn Decode>,
-    hasher: Hasher,
+    check: Check,
     /// Byte of the blob that is needed next.
     position: u64,
     table: Table,
@@ -41,6 +41,14 @@ pub struct Pass {
     piece: Option<Piece>,
 }
 
+/// What tells that the bytes are the right ones.
+enum Check {
+    /// Of the blob.
+    Digest(Box<Hasher>),
+    /// Of the content: its CRC32 and length.
+    Content { seen: crc32fast::Hasher, crc: u32, size: u64 },
+}
+
 struct Piece {
     start: Point,
     content: Vec<u8>,
@@ -48,27 +56,48 @@ struct Piece {
 
 impl Pass {
     pub fn new(blob: Descriptor, compression: Compression, limits: ContentLimits, side: Side) -> Result<Self> {
+        let check = Check::Digest(Box::new(blob.digest.hasher()));
+        Self::checked(blob, compression, limits, side, check)
+    }
+
+    /// Over a deflated member of a ZIP archive, of which CRC32 and length are known. `blob` tells only how many bytes
+    /// there are.
+    pub fn of_member(blob: Descriptor, limits: ContentLimits, side: Side, content: (u32, u64)) -> Result<Self> {
+        let check = Check::Content { seen: crc32fast::Hasher::new(), crc: content.0, size: content.1 };
+        Self::checked(blob, Compression::Deflate, limits, side, check)
+    }
+
+    fn checked(
+        blob: Descriptor,
+        compression: Compression,
+        limits: ContentLimits,
+        side: Side,
+        check: Check,
+    ) -> Result<Self> {
         let decoder = compression.decoder(&limits).map_err(|damage| damage.on(&blob.digest))?;
-        let hasher = blob.digest.hasher();
         let points = vec![Point { content: 0, packed: 0, place: Place::Start }];
         let table = Table { points, content: 0, packed: 0 };
         // Without a file the windows must fit into memory. Where more than four bytes come out of one, windows are
         // compressed well, too.
         let windows = side.room().map(|room| (room / gzip::WINDOW as u64).max(1));
         let distance = windows.map_or(DISTANCE, |windows| DISTANCE.max(blob.size.saturating_mul(4) / windows));
-        Ok(Self {
+        let mut pass = Self {
             blob,
             compression,
             limits,
             decoder,
-            hasher,
+            check,
             position: 0,
             table,
             side: Arc::new(side),
             side_end: 0,
             distance,
             piece: None,
-        })
+        };
+        if pass.longest() == 0 {
+            pass.start_piece()?;
+        }
+        Ok(pass)
     }
 
     pub fn blob(&self) -> &Descriptor {
@@ -82,7 +111,9 @@ impl Pass {
 
     /// The next bytes of the blob. After an error the pass is of no use.
     pub fn feed(&mut self, bytes: &[u8], sink: &mut dyn Sink) -> Result<()> {
-        self.hasher.update(bytes);
+        if let Check::Digest(hasher) = &mut self.check {
+            hasher.update(bytes);
+        }
         let mut rest = bytes;
         let mut idle = 0_u32;
         loop {
@@ -114,9 +145,15 @@ impl Pass {
         let ended = self.decoder.finish();
         let kept = self.end_piece();
         self.table.packed = self.table.points.last().map_or(0, |point| point.packed).max(self.table.packed);
-        let Self { blob, decoder, hasher, table, side, .. } = self;
+        let Self { blob, decoder, check, table, side, .. } = self;
         // First: bytes that changed on their way would look like damage.
-        hasher.check(&blob.digest)?;
+        match check {
+            Check::Digest(hasher) => hasher.check(&blob.digest)?,
+            Check::Content { seen, crc, size } if table.content == size && seen.clone().finalize() == crc => {}
+            Check::Content { .. } => {
+                return Err(Damage::Corrupt("a member's content does not fit its checksum and length").on(&blob.digest));
+            }
+        }
         ended.map_err(|damage| damage.on(&blob.digest))?;
         kept?;
         if decoder.trailing() {
@@ -148,6 +185,12 @@ impl Pass {
         if !fresh.is_empty() {
             self.table.packed = self.position;
             self.table.content = self.table.content.saturating_add(fresh.len() as u64);
+        }
+        if let Check::Content { seen, size, .. } = &mut self.check {
+            seen.update(fresh);
+            if self.table.content > *size {
+                return Err(Damage::Corrupt("a member is longer than the directory says").on(&self.blob.digest));
+            }
         }
         let expanded =
             self.table.content > limits.expansion_from && self.table.content / limits.expansion.max(1) > self.position;

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::frames::FrameSize;
+use super::limits::ContentLimits;
 use super::side::Stored;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,24 @@ pub struct Segment {
     pub packed_end: u64,
 }
 
+/// Bytes of content of a frame that may be decoded for a read of a part of it.
+const LONGEST_FRAME: u32 = 8 << 20;
+
 impl Table {
+    /// `None`: a frame is too long, or there is too much of something.
+    pub fn of_frames(frames: &[FrameSize], limits: &ContentLimits) -> Option<Self> {
+        let mut table = Self { points: Vec::with_capacity(frames.len()), content: 0, packed: 0 };
+        for frame in frames {
+            if frame.content > LONGEST_FRAME || frame.packed > 2 * LONGEST_FRAME {
+                return None;
+            }
+            table.points.push(Point { content: table.content, packed: table.packed, place: Place::Start });
+            table.content = table.content.checked_add(u64::from(frame.content))?;
+            table.packed = table.packed.checked_add(u64::from(frame.packed))?;
+        }
+        (table.content <= limits.content_bytes && table.points.len() as u64 <= limits.points).then_some(table)
+    }
+
     /// The segments that hold `range`, in order; none of them is empty.
     pub fn segments(&self, range: Range<u64>) -> impl Iterator<Item = Segment> {
         let first = self.points.partition_point(|point| point.content <= range.start).saturating_sub(1);
@@ -69,10 +88,6 @@ impl Table {
         let last = self.points.last().is_some_and(|last| last.content <= self.content && last.packed <= self.packed);
         rises && first && last && self.packed <= blob_size
     }
-
-    pub fn has_pieces(&self) -> bool {
-        self.points.iter().any(|point| matches!(point.place, Place::Piece(_)))
-    }
 }
 
 #[cfg(test)]
@@ -93,5 +108,6 @@ mod tests {
         assert!(table.is_plausible(12) && !table.is_plausible(11));
         let falling = Table { points: vec![point(0, 0), point(10, 9), point(30, 4)], ..table };
         assert!(!falling.is_plausible(12));
+        assert_eq!(size_of::<Point>(), 40, "ContentLimits::points says so");
     }
 }

@@ -69,7 +69,7 @@ fn sample(length: usize) -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         let word = state.to_le_bytes();
-        bytes.extend_from_slice(if state % 3 == 0 { &word } else { b"an array" });
+        bytes.extend_from_slice(if state.is_multiple_of(3) { &word } else { b"an array" });
     }
     bytes.truncate(length);
     bytes
@@ -142,6 +142,27 @@ async fn any_range_is_what_one_pass_gives_and_costs_one_distance() {
 }
 
 #[tokio::test]
+async fn a_seek_table_that_lies_is_found_out() {
+    let plain = sample(300_000);
+    let frames: Vec<_> = plain.chunks(100_000).map(|frame| zstd::bulk::compress(frame, 1).unwrap()).collect();
+    let packed = frames.concat();
+    let table = |lengths: [u32; 3]| {
+        let sizes =
+            frames.iter().zip(lengths).map(|(frame, content)| FrameSize { packed: frame.len() as u32, content });
+        let held = Arc::new(Held { bytes: packed.clone(), given: AtomicU64::new(0) });
+        Content::of_frames(held, descriptor(&packed), ContentLimits::default(), &sizes.collect::<Vec<_>>())
+    };
+    let honest = table([100_000; 3]).unwrap();
+    assert!(read(&honest, 50_000..250_000).await.unwrap() == plain[50_000..250_000]);
+    for lie in [[100_001, 99_999, 100_000], [99_999, 100_001, 100_000], [100_000, 100_000, 7]] {
+        let lying = table(lie).unwrap();
+        let error = read(&lying, 0..lying.size()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{lie:?}: {error}");
+    }
+    assert!(table([100_000, 9 << 20, 100_000]).is_none());
+}
+
+#[tokio::test]
 async fn a_damaged_window_is_replaced_by_an_earlier_one() {
     let plain = sample(12 << 20);
     let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -176,7 +197,10 @@ fn each_limit_is_reached_and_named() {
     let mut wide = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
     wide.window_log(23).unwrap();
     wide.write_all(&sample(9 << 20)).unwrap();
-    for (compression, packed) in [(Compression::Zstd, wide.finish().unwrap()), (Compression::Xz, xz(&zeros))] {
+    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 6);
+    xz.write_all(&zeros).unwrap();
+    let wide_xz = xz.finish().unwrap();
+    for (compression, packed) in [(Compression::Zstd, wide.finish().unwrap()), (Compression::Xz, wide_xz)] {
         let error = pass(&packed, compression, small, side()).err().unwrap();
         assert!(error.to_string().contains("window_bytes of 1048576"), "{compression:?}: {error}");
     }

@@ -1,0 +1,120 @@
+//! Tables of compressed blobs, kept for the next mount: one file a blob, named by its digest, with what it refers to.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, linkat};
+
+use super::CacheFolder;
+use crate::blob::content::{Compression, Side, TRAILER, Table, decode_table, encode_table, points_at};
+use crate::oci::{Descriptor, Digest};
+
+/// Share of the folder's bound that these files may take, as a divisor; the oldest go first.
+const SHARE: u64 = 4;
+
+impl CacheFolder {
+    /// What an earlier mount left of this blob. A file that is damaged is removed.
+    pub fn load_checkpoints(&self, blob: &Descriptor, compression: Compression) -> Option<(Table, Arc<Side>)> {
+        let path = self.checkpoints(&blob.digest);
+        let file = File::open(&path).ok()?;
+        match read(&file, blob, compression) {
+            Ok(Some(table)) => {
+                // The order in which files go.
+                let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+                let _ =
+                    rustix::fs::futimens(&file, &rustix::fs::Timestamps { last_access: now, last_modification: now });
+                Some((table, Arc::new(Side::stored(file))))
+            }
+            Ok(None) => {
+                tracing::warn!("{}: damaged, or of another version; it is made anew", path.display());
+                let _ = fs::remove_file(&path);
+                None
+            }
+            Err(error) => {
+                tracing::warn!("{}: {error}; it is not used", path.display());
+                None
+            }
+        }
+    }
+
+    /// Keeps a table and its side file for later mounts. Whatever goes wrong costs them a pass, no more.
+    pub fn store_checkpoints(&self, blob: &Descriptor, compression: Compression, table: &Table, side: &Side) {
+        let Some(file) = side.as_file() else { return };
+        match self.store(file, blob, compression, table) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => tracing::info!("layer {}: its checkpoints are not kept: {error}", blob.digest),
+        }
+    }
+
+    fn store(&self, file: &File, blob: &Descriptor, compression: Compression, table: &Table) -> io::Result<()> {
+        let folder = self.path().join("checkpoints");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let side_end = file.metadata()?.len();
+        if side_end > self.limit() / SHARE {
+            return Err(io::Error::other("they would take too much of the cache folder"));
+        }
+        file.write_all_at(&encode_table(table, compression, side_end, &blob.digest), side_end)?;
+        file.sync_data()?;
+        // The file has had no name so far: it appears whole, or not at all.
+        let unnamed = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+        linkat(CWD, unnamed, CWD, self.checkpoints(&blob.digest), AtFlags::SYMLINK_FOLLOW)?;
+        make_room(&folder, self.limit() / SHARE)
+    }
+
+    fn checkpoints(&self, digest: &Digest) -> PathBuf {
+        self.path().join("checkpoints").join(format!("{}-{}", digest.algorithm(), digest.hex()))
+    }
+}
+
+fn read(file: &File, blob: &Descriptor, compression: Compression) -> io::Result<Option<Table>> {
+    let size = file.metadata()?.len();
+    let Some(trailer_at) = size.checked_sub(TRAILER as u64) else { return Ok(None) };
+    let mut trailer = vec![0; TRAILER];
+    file.read_exact_at(&mut trailer, trailer_at)?;
+    let Some((start, length)) = points_at(&trailer, size) else { return Ok(None) };
+    let mut bytes = vec![0; length.saturating_add(TRAILER)];
+    file.read_exact_at(&mut bytes, start)?;
+    Ok(decode_table(&bytes, compression, &blob.digest, blob.size))
+}
+
+fn make_room(folder: &Path, limit: u64) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        files.push((metadata.mtime(), metadata.blocks().saturating_mul(512), entry.path()));
+    }
+    files.sort();
+    let mut used: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, path) in files {
+        if used <= limit {
+            break;
+        }
+        fs::remove_file(path)?;
+        used = used.saturating_sub(bytes);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_files_go_first() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, age) in [("old", 300), ("older", 400), ("new", 1)] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.write_all_at(&[1; 8192], 0).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        }
+        make_room(folder.path(), 16384).unwrap();
+        assert!(!folder.path().join("older").exists());
+        make_room(folder.path(), 8192).unwrap();
+        assert!(!folder.path().join("old").exists() && folder.path().join("new").exists());
+    }
+}

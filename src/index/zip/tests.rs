@@ -1,0 +1,173 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Through windows of the blob, as a reader would give them; links lead to `target`.
+fn scan(blob: &[u8]) -> Result<ZipIndex, ZipError> {
+    let mut scanner = ZipScanner::new(blob.len() as u64, Limits::default());
+    let (mut at, mut bytes) = (0, &[][..]);
+    let mut needs = 0;
+    loop {
+        match scanner.step(at, bytes)? {
+            ZipStep::Need(range) => {
+                needs += 1;
+                assert!(needs < 100 && range.end <= blob.len() as u64 && !range.is_empty(), "{range:?}");
+                at = range.start;
+                bytes = &blob[range.start as usize..range.end as usize];
+            }
+            ZipStep::Link(_) => scanner.link(b"target")?,
+            ZipStep::End(index) => return Ok(*index),
+        }
+    }
+}
+
+struct Entry<'a> {
+    name: &'a [u8],
+    flags: u16,
+    method: u16,
+    host: u8,
+    external: u32,
+    data: &'a [u8],
+    size: u32,
+    extra: &'a [u8],
+}
+
+const PLAIN: Entry<'static> =
+    Entry { name: b"a", flags: 0, method: 0, host: 3, external: 0o100_640 << 16, data: b"data", size: 4, extra: b"" };
+
+fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
+    let (mut blob, mut directory) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let header = blob.len() as u32;
+        blob.extend(b"PK\x03\x04");
+        blob.extend([0; 22]);
+        blob.extend((entry.name.len() as u16).to_le_bytes());
+        blob.extend([0; 2]);
+        blob.extend(entry.name);
+        blob.extend(entry.data);
+        directory.extend(b"PK\x01\x02\x1e");
+        directory.push(entry.host);
+        directory.extend([20, 0]);
+        directory.extend(entry.flags.to_le_bytes());
+        directory.extend(entry.method.to_le_bytes());
+        // 2020-02-29 12:34:56.
+        directory.extend(((12 << 11 | 34 << 5 | 28) as u16).to_le_bytes());
+        directory.extend((40_u16 << 9 | 2 << 5 | 29).to_le_bytes());
+        directory.extend(crc32fast::hash(entry.data).to_le_bytes());
+        directory.extend((entry.data.len() as u32).to_le_bytes());
+        directory.extend(entry.size.to_le_bytes());
+        directory.extend((entry.name.len() as u16).to_le_bytes());
+        directory.extend((entry.extra.len() as u16).to_le_bytes());
+        directory.extend([0; 6]);
+        directory.extend(entry.external.to_le_bytes());
+        directory.extend(header.to_le_bytes());
+        directory.extend(entry.name);
+        directory.extend(entry.extra);
+    }
+    let start = blob.len() as u32;
+    blob.extend(&directory);
+    blob.extend(b"PK\x05\x06\0\0\0\0");
+    blob.extend((entries.len() as u16).to_le_bytes().repeat(2));
+    blob.extend((directory.len() as u32).to_le_bytes());
+    blob.extend(start.to_le_bytes());
+    blob.extend([0, 0]);
+    blob
+}
+
+#[test]
+fn modes_times_and_names_are_those_of_the_writer() {
+    let time = [&0x5455_u16.to_le_bytes()[..], &[5, 0, 1], &(-5_i32).to_le_bytes()].concat();
+    let blob = archive(&[
+        Entry { extra: &time, ..PLAIN },
+        Entry { name: b"caf\x82", host: 0, external: 0, ..PLAIN },
+        Entry { name: b"dir\\x", host: 0, external: 0, ..PLAIN },
+        Entry { name: b"bytes\xff", ..PLAIN },
+        Entry { name: "ü".as_bytes(), flags: 1 << 11, host: 0, ..PLAIN },
+        Entry { name: b"link", external: 0o120_777 << 16, ..PLAIN },
+        Entry { name: b"/abs/../../b", ..PLAIN },
+    ]);
+    let ZipIndex { index, members, .. } = scan(&blob).unwrap();
+    let entry = |path: &[&str]| {
+        let id = path.iter().fold(LayerIndex::ROOT, |at, name| index.lookup(at, name.as_bytes()).expect(name));
+        index.entry(id).unwrap()
+    };
+    let a = entry(&["a"]);
+    assert_eq!((a.mode, a.mtime.secs, a.size), (0o640, -5, 4));
+    let cafe = entry(&["café"]);
+    assert_eq!((cafe.mode, cafe.mtime.secs), (0o644, 1_582_979_696));
+    entry(&["dir", "x"]);
+    entry(&["ü"]);
+    entry(&["b"]);
+    assert!(index.lookup(LayerIndex::ROOT, b"bytes\xff").is_some());
+    assert_eq!(index.link_target(index.lookup(LayerIndex::ROOT, b"link").unwrap()), b"target");
+    assert_eq!((members.len(), index.warnings().len()), (6, 1));
+    for member in &members {
+        let start = data_start(member.header, &blob[member.header as usize..]).unwrap() as usize;
+        assert_eq!(&blob[start..start + 4], b"data");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_listed_with_the_reason() {
+    let huge = u32::MAX - 1;
+    for (entry, reason) in [
+        (Entry { flags: 1, ..PLAIN }, "encrypted"),
+        (Entry { method: 14, ..PLAIN }, "LZMA"),
+        (Entry { method: 77, ..PLAIN }, "not known"),
+        (Entry { flags: 1, external: 0o120_777 << 16, ..PLAIN }, "encrypted"),
+        (Entry { method: 8, size: 0, data: &[0; 70_000], ..PLAIN }, "more bytes"),
+        (Entry { size: 5, ..PLAIN }, "two lengths"),
+        (Entry { method: 8, size: huge, ..PLAIN }, "cannot be as long"),
+    ] {
+        let found = scan(&archive(&[entry])).unwrap();
+        let Method::Unreadable(said) = found.members[0].method else { panic!("{reason}") };
+        assert!(said.contains(reason), "{said}");
+        assert_eq!(found.index.len(), 2);
+    }
+}
+
+#[test]
+fn members_that_share_bytes_are_not_read() {
+    let mut blob = archive(&[PLAIN, Entry { name: b"b", ..PLAIN }, Entry { name: b"c", ..PLAIN }]);
+    // The second record gets the first one's local header.
+    let second = blob.windows(4).rposition(|bytes| bytes == b"PK\x01\x02").unwrap() - 47;
+    blob[second + 42..second + 46].fill(0);
+    let methods: Vec<_> = scan(&blob).unwrap().members.iter().map(|member| member.method).collect();
+    assert!(matches!(methods[..], [Method::Unreadable(_), Method::Unreadable(_), Method::Stored]), "{methods:?}");
+}
+
+#[test]
+fn comments_prefixes_and_cuts() {
+    let blob = archive(&[PLAIN, Entry { name: b"b", ..PLAIN }]);
+    let mut commented = blob.clone();
+    let at = commented.len() - 2;
+    commented[at] = 30;
+    commented.extend(b"PK\x05\x06 looks like the end record");
+    assert_eq!(scan(&commented[..at + 32]).unwrap().members.len(), 2);
+    let prefixed = [&[7; 1000], &blob[..]].concat();
+    let found = scan(&prefixed).unwrap();
+    assert_eq!(found.members[0].header, 1000);
+    for end in 0..blob.len() {
+        assert!(scan(&blob[..end]).is_err(), "{end}");
+    }
+    assert!(scan(&archive(&[])).unwrap().members.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn no_change_of_an_archive_panics(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+        let mut blob = archive(&[
+            PLAIN,
+            Entry { name: b"deep/er/name", method: 8, ..PLAIN },
+            Entry { name: b"link", external: 0o120_777 << 16, extra: b"\x01\0\x08\x0012345678ux\x0b\0\x01\x04abcd\x04abcd", ..PLAIN },
+        ]);
+        let at = at.index(blob.len());
+        blob[at] = byte;
+        if let Ok(found) = scan(&blob) {
+            for member in &found.members {
+                prop_assert!(member.place.checked_add(member.size).is_some_and(|end| end <= found.end));
+            }
+        }
+        let _ = scan(&blob[..cut.index(blob.len())]);
+    }
+}
