@@ -252,7 +252,8 @@ impl Members {
         }
         let made = blocking(&self.blob, move || pass.finish()).await?;
         let member_only = Arc::new(Behind { source: self.chunks.clone(), blob: self.blob.clone(), start });
-        Ok(Content::new(member_only, packed, Compression::Deflate, self.limits, made))
+        let content = Content::new(member_only, packed, Compression::Deflate, self.limits, made);
+        Ok(content.kept_in(self.chunks.clone(), member.place))
     }
 }
 

@@ -40,6 +40,8 @@ enum Space {
     Blob,
     /// What a compressed blob unpacks to.
     Content,
+    /// A longer piece of it, by its first byte: what is decoded at once.
+    Segment,
 }
 
 struct Chunks {
@@ -94,6 +96,16 @@ impl ChunkCache {
         let in_flight = Arc::clone(chunks.content_in_flight.get_or_insert_with(|| semaphore(memory / 8)));
         let chunks = Arc::clone(&self.shared.chunks);
         Self { shared: Arc::new(SharedState { source, space: Space::Content, memory, in_flight, chunks }) }
+    }
+
+    /// What [`Self::keep_segment`] kept, if it is still there.
+    pub fn segment(&self, blob: &Digest, number: u64) -> Option<Bytes> {
+        self.shared.chunks().kept.get(&(Space::Segment, blob.clone(), number)).cloned()
+    }
+
+    /// Keeps a piece of content of any length as long as there is memory, like a chunk.
+    pub fn keep_segment(&self, blob: &Digest, number: u64, content: Bytes) {
+        self.shared.chunks().keep((Space::Segment, blob.clone(), number), content);
     }
 
     /// Takes memory away from the chunks for as long as the reservation lives. `None`: too much of it is taken already.

@@ -156,7 +156,8 @@ impl Work {
 impl Sources {
     /// Content through the chunk cache and read-ahead.
     pub fn of_content(&self, content: Content) -> Arc<dyn BlobSource> {
-        Arc::new(ReadAhead::new(Arc::new(self.chunks.of_content(Arc::new(content)))))
+        let content = Arc::new(content.kept_in(Arc::clone(&self.chunks), 0));
+        Arc::new(ReadAhead::new(Arc::new(self.chunks.of_content(content))))
     }
 }
 

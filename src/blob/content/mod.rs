@@ -14,12 +14,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Shared};
 
 pub use codec::{TRAILER, decode as decode_table, encode as encode_table, points_at};
 pub use decode::{Compression, Damage, Resume};
@@ -30,26 +31,32 @@ pub use side::{Side, Stored};
 pub use table::{Place, Point, Segment, Table};
 
 use super::BlobSource;
+use crate::cache::ChunkCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Descriptor;
 use decode::Decode;
 
 /// Content of one compressed blob. It is the only one that it gives, whatever descriptor it is asked for.
 pub struct Content {
-    packed: Arc<dyn BlobSource>,
-    blob: Descriptor,
     decoding: Arc<Decoding>,
+    coming: Arc<Mutex<HashMap<usize, Coming>>>,
 }
 
-/// What threads that decode share.
+/// A segment that is being decoded.
+type Coming = Shared<BoxFuture<'static, Result<Bytes>>>;
+
+/// What tasks and threads that decode share.
 struct Decoding {
+    packed: Arc<dyn BlobSource>,
+    blob: Descriptor,
     compression: Compression,
     limits: ContentLimits,
     table: Table,
     side: Arc<Side>,
-    blob: Descriptor,
     /// The table is somebody else's: each frame must be exactly as long as it says.
     foreign: bool,
+    /// Where decoded segments are kept, and a number that tells this content from others of the same blob.
+    kept: Option<(Arc<ChunkCache>, u64)>,
 }
 
 impl Content {
@@ -61,8 +68,7 @@ impl Content {
         limits: ContentLimits,
         (table, side): (Table, Arc<Side>),
     ) -> Self {
-        let decoding = Decoding { compression, limits, table, side, blob: blob.clone(), foreign: false };
-        Self { packed, blob, decoding: Arc::new(decoding) }
+        Self::of(Decoding { packed, blob, compression, limits, table, side, foreign: false, kept: None })
     }
 
     /// By the table that the blob brings along. `None`: it names frames that are too long to be decoded for each read.
@@ -74,8 +80,19 @@ impl Content {
     ) -> Option<Self> {
         let table = Table::of_frames(frames, &limits)?;
         let (compression, side) = (Compression::Zstd, Arc::new(Side::memory(None)));
-        let decoding = Decoding { compression, limits, table, side, blob: blob.clone(), foreign: true };
-        Some(Self { packed, blob, decoding: Arc::new(decoding) })
+        Some(Self::of(Decoding { packed, blob, compression, limits, table, side, foreign: true, kept: None }))
+    }
+
+    /// Decoded segments are kept there. `base`: no other content of the same blob has a base between it and its end.
+    pub fn kept_in(mut self, cache: Arc<ChunkCache>, base: u64) -> Self {
+        if let Some(decoding) = Arc::get_mut(&mut self.decoding) {
+            decoding.kept = Some((cache, base));
+        }
+        self
+    }
+
+    fn of(decoding: Decoding) -> Self {
+        Self { decoding: Arc::new(decoding), coming: Arc::default() }
     }
 
     /// Bytes.
@@ -83,36 +100,27 @@ impl Content {
         self.decoding.table.content
     }
 
-    async fn part(&self, segment: Segment, range: Range<u64>) -> Result<Vec<u8>> {
-        let decoding = Arc::clone(&self.decoding);
-        let start = self.blocking(move || decoding.start(segment.point)).await?;
-        let (decoder, point) = match start {
-            Start::Piece(content, at) => {
-                let cut = range.start.saturating_sub(at) as usize..range.end.saturating_sub(at) as usize;
-                return content.get(cut).map(<[u8]>::to_vec).ok_or_else(|| changed(&self.blob));
-            }
-            Start::Decoder(decoder, point) => (decoder, point),
+    /// All of a segment: whoever wants the next part of it does not decode it again.
+    async fn segment(&self, segment: Segment) -> Result<Bytes> {
+        if let Some(known) = self.decoding.known(segment) {
+            return Ok(known);
+        }
+        let coming = {
+            let mut all = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(segment.point).or_insert_with(|| self.start(segment)).clone()
         };
-        let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;
-        let decoding = Arc::clone(&self.decoding);
-        self.blocking(move || match decoding.foreign {
-            false => decoding.decode(decoder, &bytes, point.content, &range),
-            true => {
-                let frame = decoding.whole_frame(decoder, &bytes, segment.content_end.saturating_sub(point.content))?;
-                let cut = range.start.saturating_sub(point.content)..range.end.saturating_sub(point.content);
-                frame
-                    .get(cut.start as usize..cut.end as usize)
-                    .map(<[u8]>::to_vec)
-                    .ok_or_else(|| changed(&decoding.blob))
-            }
-        })
-        .await
+        coming.await
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        tokio::task::spawn_blocking(work)
-            .await
-            .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &self.blob.digest, panic)))
+    fn start(&self, segment: Segment) -> Coming {
+        let (decoding, coming) = (Arc::clone(&self.decoding), Arc::clone(&self.coming));
+        let object = self.decoding.blob.digest.clone();
+        let task = tokio::spawn(async move {
+            let content = decoding.segment(segment).await;
+            coming.lock().unwrap_or_else(PoisonError::into_inner).remove(&segment.point);
+            content
+        });
+        async move { task.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }.boxed().shared()
     }
 }
 
@@ -120,15 +128,17 @@ impl BlobSource for Content {
     fn read<'a>(&'a self, _blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         async move {
             if range.end > self.size() {
-                return Err(changed(&self.blob));
+                return Err(changed(&self.decoding.blob));
             }
             let segments: Vec<_> = self.decoding.table.segments(range.clone()).collect();
             let mut bytes = BytesMut::new();
             for segment in segments {
-                let start = range.start.saturating_add(bytes.len() as u64);
-                let part = self.part(segment, start..range.end.min(segment.content_end)).await?;
+                let whole = self.segment(segment).await?;
+                let start = segment.content_end.saturating_sub(whole.len() as u64);
+                let cut = range.start.saturating_sub(start)..range.end.min(segment.content_end).saturating_sub(start);
+                let part = whole.slice(cut.start as usize..(cut.end as usize).min(whole.len()));
                 if part.len() as u64 == range.end.saturating_sub(range.start) {
-                    return Ok(part.into());
+                    return Ok(part);
                 }
                 bytes.extend_from_slice(&part);
             }
@@ -138,10 +148,45 @@ impl BlobSource for Content {
     }
 }
 
+impl Decoding {
+    fn known(&self, segment: Segment) -> Option<Bytes> {
+        let (cache, number) = self.place(segment)?;
+        cache.segment(&self.blob.digest, number)
+    }
+
+    fn place(&self, segment: Segment) -> Option<(&ChunkCache, u64)> {
+        let (cache, base) = self.kept.as_ref()?;
+        let point = self.table.points.get(segment.point)?;
+        Some((cache, base.saturating_add(point.content)))
+    }
+
+    async fn segment(self: &Arc<Self>, segment: Segment) -> Result<Bytes> {
+        let decoding = Arc::clone(self);
+        let content = match self.blocking(move || decoding.start(segment.point)).await? {
+            Start::Piece(content) => content,
+            Start::Decoder(decoder, point) => {
+                let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;
+                let decoding = Arc::clone(self);
+                self.blocking(move || decoding.decode(decoder, &bytes, point.content, segment)).await?
+            }
+        };
+        let content = Bytes::from(content);
+        if let Some((cache, number)) = self.place(segment) {
+            cache.keep_segment(&self.blob.digest, number, content.clone());
+        }
+        Ok(content)
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &self.blob.digest, panic)))
+    }
+}
+
 enum Start {
     Decoder(Box<dyn Decode>, Point),
-    /// Content, and its first byte's place.
-    Piece(Vec<u8>, u64),
+    Piece(Vec<u8>),
 }
 
 impl Decoding {
@@ -153,7 +198,7 @@ impl Decoding {
                 Place::Start => Resume::Start,
                 Place::Piece(stored) => match damaged {
                     Some(damaged) => return Err(damaged),
-                    None => return Ok(Start::Piece(self.side.read(stored, pass::PIECE)?, point.content)),
+                    None => return Ok(Start::Piece(self.side.read(stored, pass::PIECE)?)),
                 },
                 Place::Block { bits, bit_buffer, window } => match self.side.read(window, gzip::WINDOW) {
                     Ok(window) => Resume::Block { bits, bit_buffer, window },
@@ -170,17 +215,22 @@ impl Decoding {
         Err(damaged.unwrap_or_else(|| changed(&self.blob)))
     }
 
-    /// `range` of the content that comes out of `bytes`, the first of which is at `at`.
-    fn decode(&self, mut decoder: Box<dyn Decode>, bytes: &[u8], mut at: u64, range: &Range<u64>) -> Result<Vec<u8>> {
-        let mut content = Vec::with_capacity(range.end.saturating_sub(range.start) as usize);
+    /// The segment's content, that comes out of `bytes`; the first of them makes what is at `at`.
+    fn decode(&self, mut decoder: Box<dyn Decode>, bytes: &[u8], mut at: u64, segment: Segment) -> Result<Vec<u8>> {
+        let start = self.table.points.get(segment.point).map_or(at, |point| point.content);
+        let length = segment.content_end.saturating_sub(start);
+        if self.foreign {
+            return self.whole_frame(decoder, bytes, length);
+        }
+        let mut content = Vec::with_capacity(length as usize);
         let mut rest = bytes;
         let mut idle = 0_u32;
-        while at < range.end {
+        while at < segment.content_end {
             let progress = decoder.step(rest, false).map_err(|damage| damage.on(&self.blob.digest))?;
             rest = rest.get(progress.consumed..).unwrap_or_default();
             let fresh = decoder.output();
-            let skip = range.start.saturating_sub(at).min(fresh.len() as u64) as usize;
-            let take = range.end.saturating_sub(at).min(fresh.len() as u64) as usize;
+            let skip = start.saturating_sub(at).min(fresh.len() as u64) as usize;
+            let take = segment.content_end.saturating_sub(at).min(fresh.len() as u64) as usize;
             content.extend_from_slice(fresh.get(skip..take).unwrap_or_default());
             at = at.saturating_add(fresh.len() as u64);
             idle = if progress.consumed == 0 && fresh.is_empty() { idle + 1 } else { 0 };
