@@ -1,4 +1,5 @@
-//! Chunks in memory: least recently used go first, and all who want the same missing chunk wait for one request.
+//! Chunks in memory, and behind them those on disk: in memory the least recently used go first, and all who want the same
+//! missing chunk wait for one request.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,13 +11,13 @@ use futures_util::future::{BoxFuture, Shared};
 use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::CHUNK;
+use super::blob_file::BlobFile;
+use super::disk::DiskCache;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
 
-/// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
-/// it fetches 128 KiB at most.
-const CHUNK: u64 = 64 << 10;
 /// Most chunks in one request.
 const LONGEST_RUN: u64 = 16;
 
@@ -27,6 +28,7 @@ pub struct ChunkCache {
 
 struct SharedState {
     source: Arc<dyn BlobSource>,
+    disk: Option<Arc<DiskCache>>,
     space: Space,
     memory: u64,
     /// Bytes that requests under way may still take.
@@ -66,12 +68,13 @@ struct Coming {
 /// What a read finds for each of its chunks.
 enum Found {
     Kept(Bytes),
+    OnDisk(Arc<BlobFile>, u64),
     Coming(Coming, u64),
 }
 
 impl ChunkCache {
     /// `memory`: bytes of all chunks, kept and under way.
-    pub fn new(source: Arc<dyn BlobSource>, memory: u64) -> Self {
+    pub fn new(source: Arc<dyn BlobSource>, disk: Option<Arc<DiskCache>>, memory: u64) -> Self {
         let in_flight = memory / 4;
         let chunks = Chunks {
             kept: LruCache::unbounded(),
@@ -81,7 +84,7 @@ impl ChunkCache {
             content_in_flight: None,
         };
         let (in_flight, chunks) = (semaphore(in_flight), Arc::new(Mutex::new(chunks)));
-        Self { shared: Arc::new(SharedState { source, space: Space::Blob, memory, in_flight, chunks }) }
+        Self { shared: Arc::new(SharedState { source, disk, space: Space::Blob, memory, in_flight, chunks }) }
     }
 
     /// The same cache for the content of compressed blobs, in the same memory. What is under way has an eighth of its
@@ -95,7 +98,7 @@ impl ChunkCache {
         }
         let in_flight = Arc::clone(chunks.content_in_flight.get_or_insert_with(|| semaphore(memory / 8)));
         let chunks = Arc::clone(&self.shared.chunks);
-        Self { shared: Arc::new(SharedState { source, space: Space::Content, memory, in_flight, chunks }) }
+        Self { shared: Arc::new(SharedState { source, disk: None, space: Space::Content, memory, in_flight, chunks }) }
     }
 
     /// What [`Self::keep_segment`] kept, if it is still there.
@@ -123,9 +126,8 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        let missing: u64 =
-            self.shared.chunks().missing_runs(self.shared.space, blob, &range).map(|run| run_cost(&run)).sum();
-        if missing < self.shared.in_flight.available_permits() as u64 {
+        let (missing, _) = self.shared.missing(&self.shared.chunks(), blob, &range);
+        if missing.iter().map(run_cost).sum::<u64>() < self.shared.in_flight.available_permits() as u64 {
             self.shared.find(blob, &range);
         }
     }
@@ -134,18 +136,15 @@ impl ChunkCache {
         if range.start >= range.end {
             return std::future::ready(Ok(Bytes::new())).boxed();
         }
+        if let Some(bytes) = self.shared.at_hand(blob, &range) {
+            return std::future::ready(Ok(bytes)).boxed();
+        }
         let found = self.shared.find(blob, &range);
+        let (shared, blob) = (Arc::clone(&self.shared), blob.clone());
         async move {
             let mut chunks = Vec::with_capacity(found.len());
             for found in found {
-                chunks.push(match found {
-                    Found::Kept(chunk) => chunk,
-                    Found::Coming(coming, number) => {
-                        let run = coming.run.await?;
-                        let place = usize::try_from(number.saturating_sub(coming.first)).unwrap_or(usize::MAX);
-                        run.get(place).cloned().unwrap_or_default()
-                    }
-                });
+                chunks.push(shared.chunk(&blob, found).await?);
             }
             Ok(cut_out(&chunks, &range))
         }
@@ -183,47 +182,122 @@ impl SharedState {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every chunk of `range`: kept, already coming, or asked for now, one request a run.
+    /// A range that is all in memory, or all on disk.
+    fn at_hand(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
+        let mut chunks = self.chunks();
+        let kept: Option<Vec<Bytes>> = chunk_numbers(range)
+            .map(|number| chunks.kept.get(&(self.space, blob.digest.clone(), number)).cloned())
+            .collect();
+        drop(chunks);
+        match kept {
+            Some(kept) => Some(cut_out(&kept, range)),
+            None => self.disk.as_ref()?.blob(blob)?.read(range.clone()),
+        }
+    }
+
+    /// Runs of chunks that are neither kept, nor coming, nor on disk; and the blob on disk.
+    fn missing(
+        &self,
+        chunks: &Chunks,
+        blob: &Descriptor,
+        range: &Range<u64>,
+    ) -> (Vec<Range<u64>>, Option<Arc<BlobFile>>) {
+        let numbers = chunk_numbers(range);
+        let file = self.disk.as_ref().and_then(|disk| disk.blob(blob));
+        let on_disk = file.as_ref().map_or_else(Vec::new, |file| file.present(numbers.clone()));
+        let on_disk = on_disk.into_iter().chain(std::iter::repeat(false));
+        let missing = numbers.zip(on_disk).filter(|(number, on_disk)| {
+            let key = (self.space, blob.digest.clone(), *number);
+            !on_disk && !chunks.kept.contains(&key) && !chunks.coming.contains_key(&key)
+        });
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (number, _) in missing {
+            match runs.last_mut() {
+                Some(run) if run.end == number && number - run.start < LONGEST_RUN => run.end += 1,
+                _ => runs.push(number..number + 1),
+            }
+        }
+        (runs, file)
+    }
+
+    /// Every chunk of `range`: kept, already coming, on disk, or asked for now, one request a run.
     fn find(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Vec<Found> {
         let mut chunks = self.chunks();
-        let runs: Vec<_> = chunks.missing_runs(self.space, blob, range).collect();
-        for run in runs {
-            let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone()));
-            let object = blob.digest.clone();
-            let coming = Coming {
-                first: run.start,
-                run: async move { fetch.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }
-                    .boxed()
-                    .shared(),
-            };
-            for number in run {
-                chunks.coming.insert((self.space, blob.digest.clone(), number), coming.clone());
-            }
+        let (missing, file) = self.missing(&chunks, blob, range);
+        for run in missing {
+            self.ask_for(&mut chunks, blob, run);
         }
         chunk_numbers(range)
             .filter_map(|number| {
                 let key = (self.space, blob.digest.clone(), number);
-                match chunks.kept.get(&key) {
-                    Some(chunk) => Some(Found::Kept(chunk.clone())),
-                    None => chunks.coming.get(&key).map(|coming| Found::Coming(coming.clone(), number)),
+                if let Some(chunk) = chunks.kept.get(&key) {
+                    return Some(Found::Kept(chunk.clone()));
+                }
+                match chunks.coming.get(&key) {
+                    Some(coming) => Some(Found::Coming(coming.clone(), number)),
+                    None => Some(Found::OnDisk(Arc::clone(file.as_ref()?), number)),
                 }
             })
             .collect()
     }
 
+    fn ask_for(self: &Arc<Self>, chunks: &mut Chunks, blob: &Descriptor, run: Range<u64>) -> Coming {
+        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone()));
+        let object = blob.digest.clone();
+        let coming = Coming {
+            first: run.start,
+            run: async move { fetch.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }
+                .boxed()
+                .shared(),
+        };
+        for number in run {
+            chunks.coming.insert((self.space, blob.digest.clone(), number), coming.clone());
+        }
+        coming
+    }
+
+    async fn chunk(self: &Arc<Self>, blob: &Descriptor, found: Found) -> Result<Bytes> {
+        let (coming, number) = match found {
+            Found::Kept(chunk) => return Ok(chunk),
+            Found::Coming(coming, number) => (coming, number),
+            Found::OnDisk(file, number) => {
+                let range = number * CHUNK..((number + 1) * CHUNK).min(blob.size);
+                if let Some(chunk) = file.read(range) {
+                    return Ok(chunk);
+                }
+                // Evicted since it was found, or damaged.
+                let mut chunks = self.chunks();
+                let known = chunks.coming.get(&(self.space, blob.digest.clone(), number)).cloned();
+                (known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1)), number)
+            }
+        };
+        let run = coming.run.await?;
+        let place = usize::try_from(number.saturating_sub(coming.first)).unwrap_or(usize::MAX);
+        Ok(run.get(place).cloned().unwrap_or_default())
+    }
+
     /// One request. Its chunks are kept, and no longer coming, when it ends, however it ends.
     async fn fetch(self: Arc<Self>, blob: Descriptor, run: Range<u64>) -> Result<Arc<[Bytes]>> {
         let cleared = ClearComing { state: &self, blob: &blob.digest, run: run.clone() };
-        let _memory = self.acquire(run_cost(&run)).await;
+        let memory = self.acquire(run_cost(&run)).await;
         let bytes = self.source.read(&blob, run.start * CHUNK..(run.end * CHUNK).min(blob.size)).await?;
         // Copies, so that one kept chunk does not hold the memory of its whole run.
         let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
+        drop(bytes);
         let mut chunks = self.chunks();
-        for (number, chunk) in run.zip(run_chunks.iter()) {
+        for (number, chunk) in run.clone().zip(run_chunks.iter()) {
             chunks.keep((self.space, blob.digest.clone(), number), chunk.clone());
         }
         drop(chunks);
         drop(cleared);
+        if let Some(disk) = self.disk.clone() {
+            let (blob, run_chunks) = (blob.clone(), Arc::clone(&run_chunks));
+            tokio::task::spawn_blocking(move || {
+                disk.write(&blob, run.start, &run_chunks);
+                // Not before: a slow disk must slow the requests down.
+                drop(memory);
+            });
+        }
         Ok(run_chunks)
     }
 
@@ -249,22 +323,6 @@ impl Drop for ClearComing<'_> {
 }
 
 impl Chunks {
-    /// Neighbouring chunks that are neither kept nor coming.
-    fn missing_runs(&self, space: Space, blob: &Descriptor, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for number in chunk_numbers(range) {
-            let key = (space, blob.digest.clone(), number);
-            if self.kept.contains(&key) || self.coming.contains_key(&key) {
-                continue;
-            }
-            match runs.last_mut() {
-                Some(run) if run.end == number && number - run.start < LONGEST_RUN => run.end += 1,
-                _ => runs.push(number..number + 1),
-            }
-        }
-        runs.into_iter()
-    }
-
     fn keep(&mut self, key: Key, chunk: Bytes) {
         self.bytes += chunk.len() as u64;
         if let Some(old) = self.kept.put(key, chunk) {

@@ -15,6 +15,8 @@ use super::blob_file::{BlobFile, GROUP, map_path};
 use super::{CHUNK, seconds_now};
 use crate::oci::{Descriptor, Digest};
 
+/// Folder of the blobs in the cache folder.
+const BLOBS: &str = "blobs";
 /// Blobs held open at once, two files each.
 const OPEN_BLOBS: usize = 256;
 /// Of the limit: what may be written between two looks at what is used. Eight processes that write at once stay below
@@ -26,8 +28,12 @@ const REST: u32 = 30;
 const IN_USE: u32 = 2;
 
 pub struct DiskCache {
+    /// The whole cache folder; blobs are below `blobs`.
     folder: PathBuf,
+    /// Bytes that the whole folder may hold.
     limit: u64,
+    /// Bytes of it in files without a name.
+    unnamed: Arc<AtomicU64>,
     /// Bytes of the file system that are left free.
     min_free: u64,
     open: Mutex<LruCache<Digest, Arc<BlobFile>>>,
@@ -40,10 +46,11 @@ pub struct DiskCache {
 
 impl DiskCache {
     /// `folder` need not be there yet. Nothing in it is looked at.
-    pub fn new(folder: PathBuf, limit: u64, min_free: u64) -> Self {
+    pub fn new(folder: PathBuf, limit: u64, min_free: u64, unnamed: Arc<AtomicU64>) -> Self {
         Self {
             folder,
             limit,
+            unnamed,
             min_free,
             open: Mutex::new(LruCache::unbounded()),
             // The first write looks.
@@ -79,7 +86,7 @@ impl DiskCache {
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.folder.join(digest.algorithm()).join(digest.hex())
+        self.folder.join(BLOBS).join(digest.algorithm()).join(digest.hex())
     }
 
     /// Keeps neighbouring chunks, the first of which is `first`. Blocks on the disk.
@@ -129,7 +136,8 @@ impl DiskCache {
     /// Brings what is used below its mark, the least recently used groups first. Says whether it is below now.
     fn evict(&self) -> io::Result<bool> {
         let blobs = blobs_in(&self.folder)?;
-        let used: u64 = blobs.iter().map(|blob| blob.used).sum();
+        let others = others_in(&self.folder)?.saturating_add(self.unnamed.load(Ordering::Relaxed));
+        let used: u64 = blobs.iter().map(|blob| blob.used).sum::<u64>().saturating_add(others);
         let file_system = rustix::fs::statvfs(existing(&self.folder))?;
         let free = file_system.f_bavail.saturating_mul(file_system.f_frsize);
         let start = self.limit / 8 * 7;
@@ -184,15 +192,11 @@ pub struct Kept {
     pub used: u64,
 }
 
-/// All blobs below the folder, which may not exist.
+/// All blobs in a cache folder, which may not exist.
 pub fn blobs_in(folder: &Path) -> io::Result<Vec<Kept>> {
     let mut blobs = Vec::new();
-    let entries = |folder: &Path| match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
-    };
-    for algorithm in entries(folder)?.into_iter().flatten() {
-        for blob in entries(&algorithm?.path())?.into_iter().flatten() {
+    for algorithm in entries(&folder.join(BLOBS))? {
+        for blob in entries(&algorithm?.path())? {
             let blob = blob?;
             let path = blob.path();
             if path.extension().is_none()
@@ -203,6 +207,33 @@ pub fn blobs_in(folder: &Path) -> io::Result<Vec<Kept>> {
         }
     }
     Ok(blobs)
+}
+
+/// Bytes of disk that everything else in a cache folder takes.
+fn others_in(folder: &Path) -> io::Result<u64> {
+    let mut used = 0;
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(below) = folders.pop() {
+        for entry in entries(&below)? {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() && entry.path() != folder.join(BLOBS) => folders.push(entry.path()),
+                Ok(metadata) if metadata.is_file() => used += metadata.blocks() * 512,
+                _ => {}
+            }
+        }
+    }
+    Ok(used)
+}
+
+fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // Not a folder: whatever it is, no blobs are in it.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+        other => other.map(Some),
+    }
+    .map(|entries| entries.into_iter().flatten())
 }
 
 /// Bytes of disk that a blob and its map take.
@@ -246,12 +277,12 @@ mod tests {
     fn what_is_kept_stays_below_the_limit_with_several_writers() {
         let dir = tempfile::tempdir().unwrap();
         let limit = 32 << 20;
-        let caches: Vec<_> = (0..4).map(|_| DiskCache::new(dir.path().join("blobs"), limit, 0)).collect();
+        let caches: Vec<_> = (0..4).map(|_| DiskCache::new(dir.path().to_owned(), limit, 0, Arc::default())).collect();
         let chunk = Bytes::from(vec![7; CHUNK as usize]);
         std::thread::scope(|scope| {
             for (n, cache) in caches.iter().enumerate() {
                 let chunk = chunk.clone();
-                let folder = dir.path().join("blobs");
+                let folder = dir.path().to_owned();
                 scope.spawn(move || {
                     for blob in 0..4 {
                         let blob = descriptor(n as u8 * 16 + blob, 256);
@@ -263,14 +294,14 @@ mod tests {
                 });
             }
         });
-        assert!(used(&dir.path().join("blobs")) > limit / 4, "something is kept");
+        assert!(used(dir.path()) > limit / 4, "something is kept");
     }
 
     #[test]
     fn the_least_recently_used_goes_first_and_empty_blobs_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("blobs");
-        let cache = DiskCache::new(folder.clone(), 32 << 20, 0);
+        let folder = dir.path().to_owned();
+        let cache = DiskCache::new(folder.clone(), 32 << 20, 0, Arc::default());
         let chunk = Bytes::from(vec![7; CHUNK as usize]);
         let (old, fresh) = (descriptor(1, 128), descriptor(2, 128));
         for blob in [&old, &fresh] {
@@ -293,7 +324,7 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_written_only_means_that_nothing_is_kept() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let cache = DiskCache::new(file.path().join("blobs"), 1 << 30, 0);
+        let cache = DiskCache::new(file.path().to_owned(), 1 << 30, 0, Arc::default());
         cache.write(&descriptor(1, 1), 0, &[Bytes::from(vec![7; CHUNK as usize])]);
         assert!(cache.blob(&descriptor(1, 1)).is_none());
     }

@@ -1,15 +1,18 @@
 //! The cache folder, and the bound on what lies in it.
 
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::disk::DiskCache;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes; or a tenth of the file system, whichever is smaller.
-const LARGEST: u64 = 10 << 30;
+/// Bytes; or a tenth of the file system, whichever is smaller: how much the folder holds if nobody says otherwise.
+const USUAL: u64 = 10 << 30;
 
 pub struct CacheFolder {
     path: PathBuf,
@@ -18,16 +21,44 @@ pub struct CacheFolder {
 }
 
 impl CacheFolder {
-    /// Makes the folder if need be, for its owner alone, and tries to write in it.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// Makes the folder if need be, for its owner alone, and tries to write in it. `limit`: bytes that it may hold.
+    pub fn open(path: &Path, limit: Option<u64>) -> Result<Self> {
         let fail = |error: std::io::Error| {
             Error::new(ErrorKind::Io, path.display(), format!("cannot use the cache folder: {error}"))
                 .hint("choose another with --cache-dir")
         };
         unnamed_file(path).map_err(fail)?;
         let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
-        let limit = LARGEST.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
+        let usual = USUAL.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
+        let limit = limit.unwrap_or(usual);
         Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
+    }
+
+    /// The chunks of blobs in this folder, `min_free` bytes of whose file system stay free. `None`: its file system cannot
+    /// hold files with holes, and the log says so.
+    pub fn disk_cache(&self, min_free: u64) -> Option<DiskCache> {
+        match self.holds_holes() {
+            Ok(true) => {}
+            result => {
+                let why = result.err().map_or_else(String::new, |error| format!(" ({error})"));
+                let folder = self.path.display();
+                tracing::warn!(
+                    "{folder}: its file system cannot hold files with holes{why}; going on without chunks on disk"
+                );
+                return None;
+            }
+        }
+        Some(DiskCache::new(self.path.clone(), self.limit, min_free, Arc::clone(&self.used)))
+    }
+
+    fn holds_holes(&self) -> std::io::Result<bool> {
+        const LENGTH: u64 = 1 << 20;
+        let file = unnamed_file(&self.path)?;
+        file.set_len(LENGTH)?;
+        let blocks_of_hole = file.metadata()?.blocks();
+        file.write_all_at(&[1; 64 << 10], 0)?;
+        fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, LENGTH)?;
+        Ok(blocks_of_hole * 512 < LENGTH / 2 && file.metadata()?.blocks() * 512 < LENGTH / 2)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -84,7 +115,7 @@ impl Reservation {
         }
         let cause = format!("unpacked layers would take more than the {} bytes allowed", self.limit);
         Err(Error::new(ErrorKind::NoSpace, &self.folder, cause)
-            .hint("that is a tenth of its file system, or 10 GiB; choose a larger one with --cache-dir"))
+            .hint("allow more with --cache-size, or choose another with --cache-dir"))
     }
 }
 
@@ -101,7 +132,7 @@ mod tests {
     #[test]
     fn the_bound_holds_over_all_files_and_space_comes_back() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = CacheFolder { limit: 100, ..CacheFolder::open(&dir.path().join("a/b")).unwrap() };
+        let folder = CacheFolder { limit: 100, ..CacheFolder::open(&dir.path().join("a/b"), None).unwrap() };
         let (_, mut first) = folder.unnamed_file().unwrap();
         let (_, mut second) = folder.unnamed_file().unwrap();
         first.grow(60).unwrap();
@@ -115,7 +146,7 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_written_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = CacheFolder::open(&file.path().join("x")).err().unwrap();
+        let error = CacheFolder::open(&file.path().join("x"), None).err().unwrap();
         assert!(error.to_string().contains("cannot use the cache folder"), "{error}");
     }
 }

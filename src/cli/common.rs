@@ -25,6 +25,18 @@ pub struct Common {
     #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
     pub cache_dir: Option<PathBuf>,
 
+    /// How much the cache folder may hold, at least 64MiB [default: 10GiB or a tenth of its file system]
+    #[arg(long, value_name = "SIZE", value_parser = cache_size, env = "EO_MOUNT_CACHE_SIZE", hide_env = true)]
+    pub cache_size: Option<ByteSize>,
+
+    /// How much of the cache folder's file system is left free
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", env = "EO_MOUNT_CACHE_MIN_FREE", hide_env = true)]
+    pub cache_min_free: ByteSize,
+
+    /// Do not keep what was read on disk; indexes are kept
+    #[arg(long, env = "EO_MOUNT_NO_DISK_CACHE", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub no_disk_cache: bool,
+
     /// Most memory for data, at least 16MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
           env = "EO_MOUNT_MEMORY", hide_env = true)]
@@ -58,6 +70,9 @@ impl Common {
                 .cache_dir
                 .clone()
                 .or_else(|| default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))),
+            cache_size: self.cache_size.map(|size| size.as_u64()),
+            cache_min_free: self.cache_min_free.as_u64(),
+            disk_cache: !self.no_disk_cache,
             memory: self.memory.as_u64(),
             timeout: self.timeout,
             connections: self.connections.into(),
@@ -112,6 +127,15 @@ fn memory(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|_| "it takes a number and a unit, such as 256MiB".to_owned())?;
     if size < LEAST {
         return Err("at least 16MiB are needed".to_owned());
+    }
+    Ok(size)
+}
+
+fn cache_size(text: &str) -> Result<ByteSize, String> {
+    const LEAST: ByteSize = ByteSize::mib(64);
+    let size: ByteSize = text.parse().map_err(|_| "it takes a number and a unit, such as 20GiB".to_owned())?;
+    if size < LEAST {
+        return Err("at least 64MiB are needed".to_owned());
     }
     Ok(size)
 }

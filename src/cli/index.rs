@@ -67,7 +67,7 @@ impl Command {
             let error = Error::new(ErrorKind::Usage, "index", "there is no cache folder to keep an index in");
             return Err(Failure::usage(&error.hint("give one with --cache-dir, or set HOME")));
         };
-        CacheFolder::open(folder).map_err(|error| Failure::usage(&error))?;
+        CacheFolder::open(folder, None).map_err(|error| Failure::usage(&error))?;
         let mount = Mount::open(&self.reference, options).await.map_err(|error| Failure::artifact(&error))?;
         let layers = self.chosen(&mount).map_err(|error| Failure::artifact(&error))?;
         let count = layers.len();

@@ -68,6 +68,12 @@ pub struct Options {
     pub plain_http: bool,
     /// No folder: no cache on disk.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes that the cache folder may hold; `None`: 10 GiB or a tenth of its file system.
+    pub cache_size: Option<u64>,
+    /// Bytes of the cache folder's file system that are left free.
+    pub cache_min_free: u64,
+    /// Whether what was read is kept in the cache folder.
+    pub disk_cache: bool,
     /// Bytes of chunks in memory and in flight.
     pub memory: u64,
     /// Longest time that any one operation takes.

@@ -40,14 +40,14 @@ const CREATED: &str = "org.opencontainers.image.created";
 impl Mount {
     /// Resolves the reference once and checks manifest and config against their digests.
     pub async fn open(reference: &str, options: Options) -> Result<Self> {
-        let artifact = Artifact::resolve(reference, &options).await?;
-        let Artifact { digest, manifest, headers, data, chunks, traffic } = artifact;
-        let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
         let folder = options.cache_dir.as_deref().and_then(|path| {
-            CacheFolder::open(path)
+            CacheFolder::open(path, options.cache_size)
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
+        let artifact = Artifact::resolve(reference, &options, folder.as_ref()).await?;
+        let Artifact { digest, manifest, headers, data, chunks, traffic } = artifact;
+        let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
         let indexes = options.cache_dir.as_deref().map(|path| Arc::new(Indexes::new(path)));
         if let Some(indexes) = indexes.clone() {
             tokio::task::spawn_blocking(move || indexes.clean(SystemTime::now()));
@@ -118,7 +118,7 @@ struct Artifact {
 }
 
 impl Artifact {
-    async fn resolve(reference: &str, options: &Options) -> Result<Self> {
+    async fn resolve(reference: &str, options: &Options, folder: Option<&CacheFolder>) -> Result<Self> {
         match reference.parse()? {
             Reference::Registry(reference) => {
                 let name = reference.to_string();
@@ -129,7 +129,9 @@ impl Artifact {
                 };
                 let registry = Arc::new(Registry::new(reference, &registry_options)?);
                 let (digest, bytes) = registry.manifest().await?;
-                let cache = Arc::new(ChunkCache::new(registry.clone(), options.memory));
+                let disk = folder.filter(|_| options.disk_cache);
+                let disk = disk.and_then(|folder| folder.disk_cache(options.cache_min_free)).map(Arc::new);
+                let cache = Arc::new(ChunkCache::new(registry.clone(), disk, options.memory));
                 Ok(Self {
                     digest,
                     manifest: image_manifest(&bytes, &name)?,
@@ -149,7 +151,7 @@ impl Artifact {
                 let (digest, bytes) = in_time(options.timeout, &name, manifest).await?;
                 let manifest = image_manifest(&bytes, &name)?;
                 // The kernel's page cache serves a local file better than a second copy of it.
-                let chunks = Arc::new(ChunkCache::new(layout.clone(), options.memory));
+                let chunks = Arc::new(ChunkCache::new(layout.clone(), None, options.memory));
                 Ok(Self { digest, manifest, headers: layout.clone(), data: layout, chunks, traffic: Arc::default() })
             }
         }

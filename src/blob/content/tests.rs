@@ -41,7 +41,7 @@ fn descriptor(packed: &[u8]) -> Descriptor {
 }
 
 fn side() -> Side {
-    let folder = CacheFolder::open(&std::env::temp_dir()).unwrap();
+    let folder = CacheFolder::open(&std::env::temp_dir(), None).unwrap();
     let (file, space) = folder.unnamed_file().unwrap();
     Side::file(file, space)
 }
@@ -231,6 +231,7 @@ fn without_a_folder_gzip_works_and_the_others_say_what_they_need() {
                 tag: None,
                 digest: None,
             })),
+            None,
             64 << 20,
         );
         let memory = Side::memory(cache.reserve(4 << 20));
