@@ -66,7 +66,8 @@ pub async fn unpack(
     };
     let pieces = (work.pass.position()..layer.size).step_by(PIECE as usize);
     let mut pieces = stream::iter(pieces.map(|start| start..start.saturating_add(PIECE).min(layer.size)))
-        .map(|range| sources.headers.read(layer, range))
+        // Through the chunk cache: reads afterwards, and a pass that was killed, find on disk what this one has fetched.
+        .map(|range| sources.chunks.read(layer, range))
         .buffered(2);
     while let Some(piece) = pieces.next().await {
         let bytes = match piece {
