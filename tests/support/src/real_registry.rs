@@ -39,9 +39,14 @@ pub struct RealRegistry {
 impl RealRegistry {
     /// Returns when the registry answers.
     pub fn start() -> Self {
+        Self::start_with(Path::new("docker-registry"), &std::env::temp_dir())
+    }
+
+    /// Another version of the same program, whose storage is in a temporary directory in this one.
+    pub fn start_with(program: &Path, parent: &Path) -> Self {
         // Says what to install if it is missing.
-        run(Command::new("docker-registry").arg("--version"), PATIENCE);
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        run(Command::new(program).arg("--version"), PATIENCE);
+        let directory = tempfile::tempdir_in(parent).expect("a temporary directory");
         let config = directory.path().join("config.yml");
         let text = serde_json::json!({
             "version": "0.1",
@@ -59,9 +64,10 @@ impl RealRegistry {
         let log = Arc::new(Mutex::new(String::new()));
         let (ready, started) = mpsc::channel();
         let for_reader = Arc::clone(&log);
+        let program = program.to_owned();
         let reader = std::thread::Builder::new()
             .name("docker-registry".to_owned())
-            .spawn(move || start_and_listen(&config, &for_reader, &ready))
+            .spawn(move || start_and_listen(&program, &config, &for_reader, &ready))
             .expect("a thread can be started");
 
         let child = match started.recv_timeout(PATIENCE) {
@@ -142,12 +148,14 @@ enum Started {
 
 /// Lives as long as the registry, because the registry dies with the thread that started it: prctl(2),
 /// `PR_SET_PDEATHSIG`. That is how it ends with the test program, even if nobody drops it.
-fn start_and_listen(config: &Path, log: &Mutex<String>, ready: &mpsc::Sender<Started>) {
+fn start_and_listen(program: &Path, config: &Path, log: &Mutex<String>, ready: &mpsc::Sender<Started>) {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", "docker-registry", "serve"]).arg(config);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("serve").arg(config);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // REGISTRY_… variables would change the configuration.
     command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    // Version 3 sends traces to a collector unless told not to.
+    command.env("OTEL_TRACES_EXPORTER", "none");
     let Ok(mut child) = command.spawn() else {
         return;
     };

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::heads::Heads;
 use super::line::Line;
 use super::timer::Timer;
 use super::{Counters, Cuts, Shape};
@@ -79,8 +80,8 @@ impl Connection {
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         let [up, down] = [0, 1].map(|direction| self.direction(direction));
-        let upward = up.carry(from_client, to_server, None, &self.counters.up);
-        let downward = down.carry(from_server, to_client, self.cut, &self.counters.down);
+        let upward = up.carry(from_client, to_server, None, &self.counters.up, Some(&self.counters.requests));
+        let downward = down.carry(from_server, to_client, self.cut, &self.counters.down, None);
         tokio::pin!(upward, downward);
         let (ended, upward_ended) = tokio::select! {
             ended = &mut downward => (ended, false),
@@ -136,9 +137,16 @@ struct OnTheWay {
 }
 
 impl Direction {
-    async fn carry(&self, from: OwnedReadHalf, to: OwnedWriteHalf, cut: Option<u64>, counter: &AtomicU64) -> Ended {
+    async fn carry(
+        &self,
+        from: OwnedReadHalf,
+        to: OwnedWriteHalf,
+        cut: Option<u64>,
+        counter: &AtomicU64,
+        requests: Option<&AtomicU64>,
+    ) -> Ended {
         let (send, receive) = mpsc::unbounded_channel();
-        let (ended, ()) = tokio::join!(self.take_up(from, send, cut), deliver(receive, to, counter));
+        let (ended, ()) = tokio::join!(self.take_up(from, send, cut), deliver(receive, to, counter, requests));
         ended
     }
 
@@ -170,14 +178,23 @@ impl Direction {
     }
 }
 
-async fn deliver(mut receive: mpsc::UnboundedReceiver<OnTheWay>, mut to: OwnedWriteHalf, counter: &AtomicU64) {
+async fn deliver(
+    mut receive: mpsc::UnboundedReceiver<OnTheWay>,
+    mut to: OwnedWriteHalf,
+    counter: &AtomicU64,
+    requests: Option<&AtomicU64>,
+) {
     let mut timer = Timer::new();
+    let mut heads = Heads::default();
     while let Some(part) = receive.recv().await {
         timer.until(part.arrives).await;
         if to.write_all(&part.bytes).await.is_err() {
             return;
         }
         counter.fetch_add(part.bytes.len() as u64, Ordering::AcqRel);
+        if let Some(requests) = requests {
+            requests.fetch_add(heads.end_in(&part.bytes), Ordering::AcqRel);
+        }
     }
     let _ = to.shutdown().await;
 }
