@@ -206,6 +206,12 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // `ls -l` asks for `security.selinux` and `system.posix_acl_access` of every file, until it is told once that
+        // there are no such things here.
+        if !name.as_bytes().starts_with(b"user.") {
+            reply.error(Errno::EOPNOTSUPP);
+            return;
+        }
         let mount = self.mount.clone();
         let name = name.to_owned();
         self.bridge.answer(async move {

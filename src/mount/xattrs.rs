@@ -16,10 +16,6 @@ type Xattr = (Vec<u8>, Vec<u8>);
 
 impl Mount {
     pub async fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        // The kernel asks for `security.capability` and the like all the time.
-        if !name.starts_with(b"user.") {
-            return Ok(None);
-        }
         let xattrs = self.xattrs(ino).await?;
         Ok(xattrs.into_iter().find(|(known, _)| known == name).map(|(_, value)| value))
     }

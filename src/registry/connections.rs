@@ -18,7 +18,7 @@ pub(super) struct Connections {
 impl Connections {
     /// `all`: to the registry, at least 1.
     pub fn new(all: usize) -> Self {
-        Self { all: Semaphore::new(all), of_a_blob: (all - all / 4).max(1), blobs: Mutex::default() }
+        Self { all: Semaphore::new(all), of_a_blob: (all - 1).max(1), blobs: Mutex::default() }
     }
 
     /// Waits for leave to send a request, which ends when the result is dropped.
@@ -51,7 +51,7 @@ mod tests {
         let connections = Connections::new(16);
         let (stalled, other) = (Digest::sha256_of(b"stalled"), Digest::sha256_of(b"other"));
         let mut held = Vec::new();
-        for _ in 0..12 {
+        for _ in 0..15 {
             held.push(connections.acquire(&stalled).now_or_never().expect("room"));
         }
         assert!(connections.acquire(&stalled).now_or_never().is_none());
