@@ -1,4 +1,4 @@
-//! A source for what nobody waits for: it leaves most connections to those who do.
+//! A source for what nobody waits for: it takes a part of the connections, and leaves the rest to those who do.
 
 use std::ops::Range;
 use std::sync::Arc;

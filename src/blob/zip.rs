@@ -128,7 +128,8 @@ impl BlobSource for Inflated {
     }
 }
 
-/// The whole content of a member that is at most so long; for targets of symbolic links.
+/// The whole content of a member whose length the caller has bounded; for targets of symbolic links, which are
+/// `Limits::name_bytes` at most.
 pub async fn read_small_member(headers: &dyn BlobSource, blob: &Descriptor, member: &ZipMember) -> Result<Bytes> {
     if let Method::Unreadable(reason) = member.method {
         return Err(Error::new(ErrorKind::Io, &blob.digest, reason));

@@ -26,8 +26,8 @@ enum Verb {
 }
 
 pub fn run() -> ExitCode {
-    // Once for the process: reqwest and oci-client are built without a provider of their own. It is an error only
-    // when there is one already.
+    // Once for the process: reqwest is built without a provider of its own. It is an error only when there is one
+    // already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match parse(std::env::args_os()) {
         Ok(verb) => verb.run(),

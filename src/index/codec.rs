@@ -39,7 +39,7 @@ const HAS_NANOS: u8 = 128;
 pub enum Content {
     /// The blob's own bytes.
     Blob,
-    /// What the blob holds in compressed form: so many bytes.
+    /// So many bytes of what the blob holds in compressed form, or of the places of a [`super::ZipIndex`].
     Unpacked { size: u64 },
 }
 

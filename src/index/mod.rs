@@ -1,5 +1,5 @@
-//! What a tar layer holds: a scanner that is given bytes and says which it needs next, and the tree made of its members.
-//! Called by `mount`, `cache` and `cli`; uses nothing but `error` and `oci::Digest`: no IO, no clock, no threads.
+//! What an archive holds: scanners that are given bytes and say which they need next, and the tree made of its members.
+//! Called by `mount`, `cache` and `blob`; uses nothing but `error` and `oci::Digest`: no IO, no clock, no threads.
 //! An archive means what GNU tar 1.34 extracts from it (`tar -x`); where we differ, `ScanError` and `LayerIndexBuilder` say so.
 #![cfg_attr(
     not(test),

@@ -12,6 +12,7 @@ pub struct Traffic {
 /// Since the mount began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct TrafficCount {
+    /// Those for tokens, too. A redirect counts with the request that led to it.
     pub requests: u64,
     /// Requests beyond the first for the same thing.
     pub retries: u64,
