@@ -58,7 +58,7 @@ impl Layout {
                     None => "no such tag in the layout",
                     Some(_) => "more than one manifest in the layout fits",
                 };
-                Err(Error::new(ErrorKind::NotFound, LayoutReference::clone(&self.reference), cause)
+                Err(Error::new(ErrorKind::NotFound, &self.reference, cause)
                     .hint(format!("its tags are: {}", crate::error::printable(&tags.join(", ")))))
             }
         }
@@ -99,8 +99,7 @@ impl BlobSource for Layout {
     }
 }
 
-/// Shared by all sources that are a file.
-pub(super) fn read_exactly(file: &File, range: Range<u64>) -> std::io::Result<Bytes> {
+fn read_exactly(file: &File, range: Range<u64>) -> std::io::Result<Bytes> {
     let mut bytes = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX)];
     file.read_exact_at(&mut bytes, range.start)?;
     Ok(bytes.into())
