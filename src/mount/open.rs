@@ -20,7 +20,7 @@ use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{Limits, Scanner, Step, Tuning};
+use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
 use crate::oci::{Descriptor, Digest, Document, Index, Manifest, Reference, names_by_layer_digest};
 use crate::registry::{Registry, RegistryOptions, Traffic};
 
@@ -219,7 +219,7 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
     let head = match Compression::of(&head) {
         Some(compression) => match compression.head(&head) {
             // A block of zstd or bzip2 is longer than what was read.
-            short if short.len() < 512 => {
+            short if short.len() < BLOCK as usize => {
                 let longer = sources.headers.read(layer, 0..layer.size.min(FIRST_BLOCKS)).await;
                 longer.map_or(short.into(), |longer| compression.head(&longer).into())
             }
@@ -228,8 +228,8 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
         None => head,
     };
     // Of an unpacked head the size behind it is not known; all that matters here is the first header.
-    match Scanner::new(u64::MAX >> 1, sources.indexing.limits).step(0, &head) {
-        Ok(Step::Member(_) | Step::Need(_)) if head.len() >= 512 => Ok(Shape::Directory),
+    match Scanner::open_ended(sources.indexing.limits).step(0, &head) {
+        Ok(Step::Member(_) | Step::Need(_)) if head.len() >= BLOCK as usize => Ok(Shape::Directory),
         _ => Ok(Shape::File),
     }
 }
