@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::error::{Error, ErrorKind};
 
-const ARTIFACT: u8 = 1;
+pub const ARTIFACT: u8 = 1;
 pub const USAGE: u8 = 2;
 const MOUNT: u8 = 3;
 

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde::Serialize;
 
 use super::common::Common;
-use super::failure::Failure;
+use super::failure::{ARTIFACT, Failure};
 use super::show;
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Attributes, Kind, Mount};
@@ -86,12 +86,12 @@ impl Command {
         let done = if found.kind == Kind::Directory {
             self.list_directory(&mount, path, found, &mut printer).await
         } else {
-            let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
-            let row = row(&mount, path.to_vec(), name.to_vec(), found).await;
-            row.map_err(Stop::Failed).and_then(|row| Ok(printer.rows(&[Row { name: path.to_vec(), ..row }])?))
+            // Named as it was asked for, as ls does.
+            let row = row(&mount, path.to_vec(), path.to_vec(), found).await;
+            row.map_err(Stop::Failed).and_then(|row| Ok(printer.rows(&[row])?))
         };
         match done.and_then(|()| Ok(printer.out.flush()?)) {
-            Ok(()) if printer.failed => Err(Failure::silent(1)),
+            Ok(()) if printer.failed => Err(Failure::silent(ARTIFACT)),
             Ok(()) => Ok(()),
             Err(Stop::Failed(error)) => Err(Failure::artifact(&error)),
             // Whoever reads has seen enough.
