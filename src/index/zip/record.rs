@@ -80,7 +80,7 @@ impl<'a> Record<'a> {
                     self.unix_time = field32(field, 1).map(u32::cast_signed);
                 }
                 // Info-ZIP Unicode path: version, CRC of the other name, name.
-                0x7075 if field.first() == Some(&1) && field32(field, 1) == Some(crc32(self.name)) => {
+                0x7075 if field.first() == Some(&1) && field32(field, 1) == Some(crc32fast::hash(self.name)) => {
                     self.unicode_name = field.get(5..);
                 }
                 0x7875 if field.first() == Some(&1) => self.owner(field).unwrap_or_default(),
@@ -191,8 +191,4 @@ impl<'a> Record<'a> {
             .saturating_add((time & 31).saturating_mul(2));
         Mtime { secs: days.saturating_mul(86_400).saturating_add(seconds), nanos: 0 }
     }
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    crc32fast::hash(bytes)
 }
