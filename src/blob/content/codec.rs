@@ -2,7 +2,7 @@
 //!
 //! A point is 40 bytes: content, packed, where its window or piece is stored (8 each), how long that is (4), kind, bits,
 //! bit buffer, 9 zeros. The trailer is 80 bytes: magic, number of points, content, packed, end of the side file's
-//! content (8 each), compression (1), 7 zeros, and the SHA-256 of the blob's digest and all that stands before, the
+//! content (8 each), [`Compression`] (1), 7 zeros, and the SHA-256 of the blob's digest and all that stands before, the
 //! side file's content excepted: what is stored there has checksums of its own.
 
 use sha2::Digest as _;

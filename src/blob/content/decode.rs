@@ -7,14 +7,15 @@ use super::frames::Frames;
 use super::gzip::Gunzip;
 use super::limits::ContentLimits;
 
+/// The numbers stand in kept tables (`codec.rs`): a change there is another version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    Gzip,
+    Gzip = 0,
     /// DEFLATE without a frame around it, as in ZIP archives.
-    Deflate,
-    Zstd,
-    Bzip2,
-    Xz,
+    Deflate = 1,
+    Zstd = 2,
+    Bzip2 = 3,
+    Xz = 4,
 }
 
 /// What one step did; the content that came out of it is [`Decode::output`].
