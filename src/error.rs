@@ -44,6 +44,11 @@ impl Error {
         Self { kind, object: printable(&object.to_string()), cause: printable(&cause.to_string()), hint: None }
     }
 
+    /// Whether it may pass without anybody doing anything about the artifact.
+    pub fn is_of_the_network(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unreachable | ErrorKind::TimedOut)
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -3,7 +3,9 @@
 
 mod background;
 pub mod content;
+mod headers;
 mod layout;
+mod offline;
 mod readahead;
 mod zip;
 
@@ -14,7 +16,9 @@ use futures_util::future::BoxFuture;
 
 pub use background::Background;
 pub use content::Compression;
+pub use headers::Headers;
 pub use layout::Layout;
+pub use offline::Offline;
 pub use readahead::ReadAhead;
 pub use zip::{Zip, read_small_member};
 

@@ -17,16 +17,16 @@ const SHARE: u64 = 4;
 
 impl CacheFolder {
     /// What an earlier mount left of this blob. A file that is damaged is removed.
-    pub fn load_checkpoints(&self, blob: &Descriptor, compression: Compression) -> Option<(Table, Arc<Side>)> {
+    pub fn load_checkpoints(&self, blob: &Descriptor) -> Option<(Compression, (Table, Arc<Side>))> {
         let path = self.checkpoints(&blob.digest);
         let file = File::open(&path).ok()?;
-        match read(&file, blob, compression) {
-            Ok(Some(table)) => {
+        match read(&file, blob) {
+            Ok(Some((compression, table))) => {
                 // The order in which files go.
                 let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
                 let _ =
                     rustix::fs::futimens(&file, &rustix::fs::Timestamps { last_access: now, last_modification: now });
-                Some((table, Arc::new(Side::stored(file))))
+                Some((compression, (table, Arc::new(Side::stored(file)))))
             }
             Ok(None) => {
                 tracing::warn!("{}: damaged, or of another version; it is made anew", path.display());
@@ -70,7 +70,7 @@ impl CacheFolder {
     }
 }
 
-fn read(file: &File, blob: &Descriptor, compression: Compression) -> io::Result<Option<Table>> {
+fn read(file: &File, blob: &Descriptor) -> io::Result<Option<(Compression, Table)>> {
     let size = file.metadata()?.len();
     let Some(trailer_at) = size.checked_sub(TRAILER as u64) else { return Ok(None) };
     let mut trailer = vec![0; TRAILER];
@@ -78,7 +78,7 @@ fn read(file: &File, blob: &Descriptor, compression: Compression) -> io::Result<
     let Some((start, length)) = points_at(&trailer, size) else { return Ok(None) };
     let mut bytes = vec![0; length.saturating_add(TRAILER)];
     file.read_exact_at(&mut bytes, start)?;
-    Ok(decode_table(&bytes, compression, &blob.digest, blob.size))
+    Ok(decode_table(&bytes, &blob.digest, blob.size))
 }
 
 fn make_room(folder: &Path, limit: u64) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -39,7 +39,7 @@ pub struct DiskCache {
     open: Mutex<LruCache<Digest, Arc<BlobFile>>>,
     /// Bytes written since what is used was last counted.
     unseen: AtomicU64,
-    evicting: AtomicBool,
+    counting: Mutex<()>,
     /// Second until which nothing is written, after a refusal.
     resting: AtomicU64,
 }
@@ -55,7 +55,7 @@ impl DiskCache {
             open: Mutex::new(LruCache::unbounded()),
             // The first write looks.
             unseen: AtomicU64::new(limit),
-            evicting: AtomicBool::new(false),
+            counting: Mutex::new(()),
             resting: AtomicU64::new(0),
         }
     }
@@ -83,6 +83,14 @@ impl DiskCache {
                 None
             }
         }
+    }
+
+    /// Only if something of it is here.
+    pub fn existing(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
+        if !self.path(&blob.digest).exists() {
+            return None;
+        }
+        self.blob(blob)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -116,20 +124,23 @@ impl DiskCache {
 
     /// Whether so many bytes may be written now. Counts, and evicts, when enough has been written since it last did.
     fn make_room(&self, bytes: u64) -> bool {
-        let unseen = self.unseen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if unseen < self.limit / SHARE_UNSEEN {
+        let has_room = || {
+            let unseen = self.unseen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+            unseen < self.limit / SHARE_UNSEEN
+        };
+        if has_room() {
             return true;
         }
-        if self.evicting.swap(true, Ordering::Acquire) {
-            // Somebody else counts; a chunk that is not kept is fetched again one day.
-            return unseen < self.limit / SHARE_UNSEEN * 2;
+        let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have counted meanwhile. What is read must be kept, so it is waited for.
+        if has_room() {
+            return true;
         }
         let room = self.evict().unwrap_or_else(|error| {
             self.rest(&error);
             false
         });
         self.unseen.store(bytes, Ordering::Relaxed);
-        self.evicting.store(false, Ordering::Release);
         room
     }
 
@@ -319,6 +330,27 @@ mod tests {
         }
         assert_eq!(BlobFile::open(&cache.path(&old.digest), old.size).unwrap().cached_bytes(), 0);
         assert!(used(&folder) <= 32 << 20);
+    }
+
+    #[test]
+    fn whatever_is_no_chunk_is_counted_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 64 << 20;
+        let others =
+            ["manifests/sha256/00", "manifests/tags/00", "indexes/sha256/00"].map(|name| dir.path().join(name));
+        for file in &others {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, vec![1; 8 << 20]).unwrap();
+        }
+        let cache = DiskCache::new(dir.path().to_owned(), limit, 0, Arc::default());
+        let chunk = Bytes::from(vec![7; CHUNK as usize]);
+        for n in 0..4 {
+            for first in (0..256).step_by(16) {
+                cache.write(&descriptor(n, 256), first, &vec![chunk.clone(); 16]);
+                assert!(used(dir.path()) + others_in(dir.path()).unwrap() <= limit);
+            }
+        }
+        assert!(used(dir.path()) > 0 && others.iter().all(|file| fs::metadata(file).unwrap().len() == 8 << 20));
     }
 
     #[test]

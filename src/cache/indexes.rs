@@ -1,22 +1,13 @@
-//! Stored indexes: one file a blob, read in one go, replaced as a whole.
-//!
-//! Shared by any number of processes. A file is written beside its place and renamed: whoever reads sees all of one or
-//! of another. What a killed process leaves is a file in `indexes/new`, removed when it is an hour old.
+//! Stored indexes: one file a blob. Shared by any number of processes.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use rustix::fs::OFlags;
-
+use super::small_files::{clean, read_up_to, replace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{CodecError, Content, LayerIndex, Limits, decode, encode};
 use crate::oci::{Descriptor, Digest};
-
-/// Time after which nobody writes to an unfinished file any more.
-const STALE: Duration = Duration::from_secs(3600);
 
 /// The folder `indexes` of a cache folder. Nothing in it is ever an error for the one who looks for an index.
 pub struct Indexes {
@@ -33,7 +24,7 @@ impl Indexes {
     pub fn load(&self, blob: &Descriptor, limits: &Limits) -> Option<(LayerIndex, Content)> {
         let file = self.file(&blob.digest);
         let bytes = match read_up_to(&file, limits.index_bytes) {
-            Ok(bytes) => bytes?,
+            Ok(found) => found?.0,
             Err(error) => {
                 tracing::debug!("stored index {}: {error}", file.display());
                 return None;
@@ -65,30 +56,12 @@ impl Indexes {
             Error::new(kind, &blob.digest, format!("its index cannot be kept in {}: {cause}", self.path.display()))
         };
         let bytes = encode(index, &blob.digest, blob.size, content).map_err(|error: CodecError| failed(&error))?;
-        self.replace(&file, &bytes).map_err(|error| failed(&error))
+        replace(&self.path.join("new"), &file, &bytes).map_err(|error| failed(&error))
     }
 
     /// Removes what killed processes left behind.
     pub fn clean(&self, now: SystemTime) {
-        for left in fs::read_dir(self.path.join("new")).into_iter().flatten().flatten() {
-            let modified = left.metadata().and_then(|metadata| metadata.modified());
-            if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > STALE)) {
-                let _ = fs::remove_file(left.path());
-            }
-        }
-    }
-
-    /// Without fsync: what a power loss tears, the checksum tells.
-    fn replace(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
-        let new = self.path.join("new");
-        for folder in [Some(new.as_path()), file.parent()].into_iter().flatten() {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
-        // For its owner alone; removed if anything fails.
-        let mut unfinished = tempfile::NamedTempFile::new_in(&new)?;
-        unfinished.write_all(bytes)?;
-        unfinished.persist(file)?;
-        Ok(())
+        clean(&self.path.join("new"), now);
     }
 
     /// Digests are hex: no part of a path can hide in one.
@@ -97,35 +70,12 @@ impl Indexes {
     }
 }
 
-/// `None`: there is no such file.
-fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    // A fifo or a link put there by somebody else is not waited for nor followed.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a file"));
-    }
-    if ![0, rustix::process::geteuid().as_raw()].contains(&metadata.uid()) {
-        return Err(io::Error::other("it belongs to another user"));
-    }
-    if metadata.len() > limit {
-        return Err(io::Error::other(format!("larger than the {limit} bytes that are read")));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    file.take(limit).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::cache::small_files::STALE;
     use crate::index::LayerIndexBuilder;
 
     fn blob() -> Descriptor {

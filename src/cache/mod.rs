@@ -1,4 +1,5 @@
-//! What is kept so that it need not be fetched again: chunks in memory, the cache folder, and indexes in it.
+//! What is kept so that it need not be fetched again: chunks in memory, and the cache folder with
+//! chunks, checkpoints, indexes and manifests.
 //! Called by `mount` and `blob`; uses the core and the seam in `blob`.
 
 mod blob_file;
@@ -7,11 +8,14 @@ mod chunks;
 mod disk;
 mod folder;
 mod indexes;
+mod manifests;
+mod small_files;
 
 pub use chunks::{ChunkCache, MemoryReservation};
 pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};
 pub use indexes::Indexes;
+pub use manifests::{Manifests, Resolution};
 
 /// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
 /// it fetches 128 KiB at most.

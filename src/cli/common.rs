@@ -21,6 +21,10 @@ pub struct Common {
     #[arg(long, env = "EO_MOUNT_PLAIN_HTTP", hide_env = true, value_parser = BoolishValueParser::new())]
     pub plain_http: bool,
 
+    /// Use what is in the cache folder alone, and no network
+    #[arg(long, env = "EO_MOUNT_OFFLINE", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub offline: bool,
+
     /// Where to keep downloaded data [default: $XDG_CACHE_HOME/eo-mount or ~/.cache/eo-mount]
     #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
     pub cache_dir: Option<PathBuf>,
@@ -33,7 +37,7 @@ pub struct Common {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", env = "EO_MOUNT_CACHE_MIN_FREE", hide_env = true)]
     pub cache_min_free: ByteSize,
 
-    /// Do not keep what was read on disk; indexes are kept
+    /// Do not keep what was read on disk; indexes and manifests are kept
     #[arg(long, env = "EO_MOUNT_NO_DISK_CACHE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub no_disk_cache: bool,
 
@@ -66,6 +70,7 @@ impl Common {
     pub fn options(&self) -> Options {
         Options {
             plain_http: self.plain_http,
+            offline: self.offline,
             cache_dir: self
                 .cache_dir
                 .clone()

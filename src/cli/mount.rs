@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
@@ -27,6 +28,9 @@ Examples:
 
 Each option can be set by a variable too: --cache-dir is EO_MOUNT_CACHE_DIR.
 Exit codes: 1 the artifact or its registry, 2 usage, 3 the mount itself.";
+
+/// Time for them after the end of a mount.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// Mount an Earth-observation dataset from an OCI registry as a local folder.
 /// Returns when the mount answers and goes on in the background; only the bytes that are read are downloaded.
@@ -80,8 +84,8 @@ impl Command {
         self.common.start_logging(parent.is_some())?;
         let runtime = runtime()?;
         let done = runtime.block_on(self.serve(parent, &runtime));
-        // What still hangs ends with the process.
-        runtime.shutdown_background();
+        // What was read last may still be on its way to the cache; what hangs ends with the process.
+        runtime.shutdown_timeout(LAST_WRITES);
         done
     }
 
@@ -243,8 +247,6 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Command, String> {

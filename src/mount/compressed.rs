@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
+use super::indexing::read_head;
 use super::layer::Sources;
 use crate::blob::content::{Compression, Content, ContentLimits, FOOTER, Pass, Side, Sink, parse_table, table_length};
 use crate::blob::{BlobSource, ReadAhead};
@@ -101,26 +102,54 @@ pub async fn unpack(
     Ok(Unpacked { index, blob: Descriptor { size, ..layer.clone() }, source: sources.of_content(content) })
 }
 
-/// What can be read without a pass: a zstd blob with a seek table, or one that an earlier mount has passed over.
-async fn known(layer: &Descriptor, compression: Compression, sources: &Arc<Sources>) -> Result<Option<Content>> {
-    let limits = sources.content_limits;
-    if let Some(folder) = sources.folder.clone() {
-        let blob = layer.clone();
-        if let Some(made) = blocking(layer, move || Ok(folder.load_checkpoints(&blob, compression))).await? {
-            return Ok(Some(Content::new(sources.chunks.clone(), layer.clone(), compression, limits, made)));
+/// The content's size, and the content, of a blob that can be read without a pass.
+pub async fn reopen(layer: &Descriptor, sources: &Sources) -> Result<Option<(u64, Arc<dyn BlobSource>)>> {
+    let content = match kept(layer, sources).await? {
+        None => {
+            // A chunk, which is kept: nobody is asked again.
+            let head = read_head(sources.chunks.as_ref(), layer).await?;
+            match Compression::of(&head) {
+                Some(Compression::Zstd) => by_seek_table(layer, sources).await?,
+                _ => None,
+            }
         }
+        content => content,
+    };
+    Ok(content.map(|content| (content.size(), sources.of_content(content))))
+}
+
+async fn known(layer: &Descriptor, compression: Compression, sources: &Sources) -> Result<Option<Content>> {
+    match kept(layer, sources).await? {
+        None if compression == Compression::Zstd => by_seek_table(layer, sources).await,
+        content => Ok(content),
     }
-    if compression != Compression::Zstd || layer.size < FOOTER {
+}
+
+/// A blob that an earlier mount has passed over.
+async fn kept(layer: &Descriptor, sources: &Sources) -> Result<Option<Content>> {
+    let Some(folder) = sources.folder.clone() else { return Ok(None) };
+    let blob = layer.clone();
+    let made = blocking(layer, move || Ok(folder.load_checkpoints(&blob))).await?;
+    Ok(made.map(|(compression, made)| {
+        Content::new(sources.chunks.clone(), layer.clone(), compression, sources.content_limits, made)
+    }))
+}
+
+/// A zstd blob with a seek table. What is read of it is kept, for the next mount needs it again.
+async fn by_seek_table(layer: &Descriptor, sources: &Sources) -> Result<Option<Content>> {
+    let limits = sources.content_limits;
+    if layer.size < FOOTER {
         return Ok(None);
     }
-    let footer = sources.headers.read(layer, layer.size - FOOTER..layer.size).await?;
+    let footer = sources.chunks.read(layer, layer.size - FOOTER..layer.size).await?;
     let longest = limits.points.saturating_mul(12).saturating_add(FOOTER + 8).min(layer.size);
     let Some(length) = table_length(&footer).filter(|length| *length <= longest) else { return Ok(None) };
-    let table = sources.headers.read(layer, layer.size - length..layer.size).await?;
+    let table = sources.chunks.read(layer, layer.size - length..layer.size).await?;
     let frames = parse_table(&table, layer.size);
     let content = frames.and_then(|frames| Content::of_frames(sources.chunks.clone(), layer.clone(), limits, &frames));
-    if content.is_none() {
-        tracing::info!("layer {}: its seek table is of no use", layer.digest);
+    match content {
+        Some(_) => sources.chunks.prefetch(layer, 0..1),
+        None => tracing::info!("layer {}: its seek table is of no use", layer.digest),
     }
     Ok(content)
 }

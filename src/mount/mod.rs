@@ -9,6 +9,7 @@ mod layer;
 mod lookahead;
 mod names;
 mod open;
+mod resolve;
 mod stored;
 mod tree;
 mod xattrs;
@@ -66,6 +67,8 @@ pub struct Listed<'a> {
 pub struct Options {
     /// Plain HTTP even for a registry that is not on this machine.
     pub plain_http: bool,
+    /// Ask no registry for anything: what is not in the cache folder is missing.
+    pub offline: bool,
     /// No folder: no cache on disk.
     pub cache_dir: Option<PathBuf>,
     /// Bytes that the cache folder may hold; `None`: 10 GiB or a tenth of its file system.

@@ -1,10 +1,9 @@
-//! From a reference to a mount: resolve, check manifest and config, name the layers. No layer is fetched.
+//! From a resolved reference to a mount: name the layers. No layer is fetched.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -12,24 +11,24 @@ use tokio::time::{Instant, timeout_at};
 use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
 use super::names::{Shape, places};
+use super::resolve::Artifact;
 use super::stored;
 use super::tree::{Node, Tree};
 use super::zip::is_zip;
-use super::{LayerNode, Mount, Options, in_time};
+use super::{LayerNode, Mount, Options};
 use crate::blob::content::ContentLimits;
-use crate::blob::{Background, BlobSource, Compression, Layout, ReadAhead};
-use crate::cache::{CacheFolder, ChunkCache, Indexes};
-use crate::error::{Error, ErrorKind, Result};
+use crate::blob::{Background, Compression};
+use crate::cache::{CacheFolder, Indexes, Manifests};
+use crate::error::Result;
 use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
-use crate::oci::{Descriptor, Digest, Document, Index, Manifest, Reference, names_by_layer_digest};
-use crate::registry::{Registry, RegistryOptions, Traffic};
+use crate::oci::{Descriptor, Digest, names_by_layer_digest};
 
-/// Bytes; a config is kept in memory.
-const LARGEST_CONFIG: u64 = 64 << 20;
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
+/// Time for all of them when the registry cannot be reached: for what is in the cache.
+const GLANCE: Duration = Duration::from_secs(2);
 /// Passes over compressed layers at one time: each keeps a core busy, and holds 8 MiB of the blob and its decoder's window.
 const PASSES: usize = 2;
 /// Bytes of a compressed blob that give its first header, for certain.
@@ -45,12 +44,15 @@ impl Mount {
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
                 .ok()
         });
-        let artifact = Artifact::resolve(reference, &options, folder.as_ref()).await?;
-        let Artifact { digest, manifest, headers, data, chunks, traffic } = artifact;
-        let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
+        let manifests = options.cache_dir.as_deref().map(|path| Arc::new(Manifests::new(path)));
         let indexes = options.cache_dir.as_deref().map(|path| Arc::new(Indexes::new(path)));
-        if let Some(indexes) = indexes.clone() {
-            tokio::task::spawn_blocking(move || indexes.clean(SystemTime::now()));
+        let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref()).await?;
+        let Artifact { digest, manifest, config, headers, data, chunks, traffic, reachable } = artifact;
+        if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
+            tokio::task::spawn_blocking(move || {
+                manifests.clean(SystemTime::now());
+                indexes.clean(SystemTime::now());
+            });
         }
         let limits = Limits { index_bytes: options.memory, ..Limits::default() };
         let indexing = |requests, habits| Indexing { limits, tuning: Tuning::default(), requests, habits };
@@ -78,7 +80,7 @@ impl Mount {
             unpacks: true,
             passes: Semaphore::new(PASSES),
         });
-        let layers = with_shapes(manifest.layers, &sources, options.timeout).await;
+        let layers = with_shapes(manifest.layers, &sources, if reachable { options.timeout } else { GLANCE }).await;
         let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
         let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
         let tree = build_tree(&layers, &names, manifest.config.is_some());
@@ -105,79 +107,6 @@ impl Mount {
             traffic,
         })
     }
-}
-
-/// A resolved reference: the manifest, and where its blobs come from.
-struct Artifact {
-    digest: Digest,
-    manifest: Manifest,
-    headers: Arc<dyn BlobSource>,
-    data: Arc<dyn BlobSource>,
-    chunks: Arc<ChunkCache>,
-    traffic: Arc<Traffic>,
-}
-
-impl Artifact {
-    async fn resolve(reference: &str, options: &Options, folder: Option<&CacheFolder>) -> Result<Self> {
-        match reference.parse()? {
-            Reference::Registry(reference) => {
-                let name = reference.to_string();
-                let registry_options = RegistryOptions {
-                    plain_http: options.plain_http,
-                    timeout: options.timeout,
-                    connections: options.connections,
-                };
-                let registry = Arc::new(Registry::new(reference, &registry_options)?);
-                let (digest, bytes) = registry.manifest().await?;
-                let disk = folder.filter(|_| options.disk_cache);
-                let disk = disk.and_then(|folder| folder.disk_cache(options.cache_min_free)).map(Arc::new);
-                let cache = Arc::new(ChunkCache::new(registry.clone(), disk, options.memory));
-                Ok(Self {
-                    digest,
-                    manifest: image_manifest(&bytes, &name)?,
-                    traffic: registry.traffic(),
-                    headers: registry,
-                    data: Arc::new(ReadAhead::new(Arc::clone(&cache))),
-                    chunks: cache,
-                })
-            }
-            Reference::Layout(reference) => {
-                let name = reference.to_string();
-                let layout = Arc::new(Layout::new(reference));
-                // It may lie on a network file system that hangs.
-                let reading = Arc::clone(&layout);
-                let reading = tokio::task::spawn_blocking(move || reading.manifest());
-                let manifest = async { reading.await.unwrap_or_else(|p| Err(Error::new(ErrorKind::Io, &name, p))) };
-                let (digest, bytes) = in_time(options.timeout, &name, manifest).await?;
-                let manifest = image_manifest(&bytes, &name)?;
-                // The kernel's page cache serves a local file better than a second copy of it.
-                let chunks = Arc::new(ChunkCache::new(layout.clone(), None, options.memory));
-                Ok(Self { digest, manifest, headers: layout.clone(), data: layout, chunks, traffic: Arc::default() })
-            }
-        }
-    }
-}
-
-fn image_manifest(bytes: &[u8], reference: &str) -> Result<Manifest> {
-    match Document::parse(bytes, reference)? {
-        Document::Manifest(manifest) => Ok(manifest),
-        Document::Index(Index { manifests }) => {
-            let digests: Vec<_> = manifests.iter().take(3).map(|manifest| manifest.digest.as_str()).collect();
-            Err(Error::new(ErrorKind::Unsupported, reference, format!("an index of {} manifests", manifests.len()))
-                .hint(format!("name one of them by its digest, for instance {}", digests.join(" or "))))
-        }
-    }
-}
-
-async fn read_config(config: Option<&Descriptor>, source: &dyn BlobSource) -> Result<Bytes> {
-    let Some(config) = config else { return Ok(Bytes::new()) };
-    if config.size > LARGEST_CONFIG {
-        let cause = format!("the config is larger than the {LARGEST_CONFIG} bytes that are read");
-        return Err(Error::new(ErrorKind::Limit, &config.digest, cause));
-    }
-    let bytes = source.read(config, 0..config.size).await?;
-    config.digest.check(&bytes)?;
-    Ok(bytes)
 }
 
 /// Looks into those layers of which the manifest does not tell whether they are archives, for `timeout` altogether.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
+use super::compressed::reopen;
 use super::layer::{Contents, Opened, Sources, open_blob};
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,7 +68,13 @@ impl Later {
         }
         let (layer, content, sources) = (self.layer.clone(), self.content, Arc::clone(&self.sources));
         let opening = async move {
-            let Opened { content: found, source, .. } = open_blob(&layer, &sources, &mut None).await?;
+            let (found, source) = match reopen(&layer, &sources).await? {
+                Some((size, source)) => (Content::Unpacked { size }, source),
+                None => {
+                    let Opened { content, source, .. } = open_blob(&layer, &sources, &mut None).await?;
+                    (content, source)
+                }
+            };
             if found == content {
                 return Ok(source);
             }

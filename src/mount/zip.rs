@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::compressed::Unpacked;
 use super::layer::Sources;
-use crate::blob::{Zip, read_small_member};
+use crate::blob::{BlobSource, Zip, read_small_member};
 use crate::error::Result;
 use crate::index::{ZipScanner, ZipStep};
 use crate::oci::Descriptor;
@@ -22,23 +22,25 @@ pub fn is_called_zip(layer: &Descriptor) -> bool {
 }
 
 pub async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Unpacked> {
+    // In chunks, which are kept: the next mount needs its beginning and its directory again.
+    sources.chunks.prefetch(layer, 0..layer.size.min(1));
     let mut scanner = ZipScanner::new(layer.size, sources.indexing.limits);
     let (mut at, mut bytes) = (0, Bytes::new());
     let found = loop {
         match scanner.step(at, &bytes).map_err(|error| error.on(&layer.digest))? {
             ZipStep::Need(range) => {
                 at = range.start;
-                bytes = sources.headers.read(layer, range).await?;
+                bytes = sources.chunks.read(layer, range).await?;
             }
             ZipStep::Link(member) => {
-                let target = read_small_member(sources.headers.as_ref(), layer, &member).await?;
+                let target = read_small_member(sources.chunks.as_ref(), layer, &member).await?;
                 scanner.link(&target).map_err(|error| error.on(&layer.digest))?;
             }
             ZipStep::End(found) => break found,
         }
     };
     let blob = Descriptor { size: found.end, ..layer.clone() };
-    let raw = (Arc::clone(&sources.headers), Arc::clone(&sources.data));
+    let raw: (Arc<dyn BlobSource>, _) = (sources.chunks.clone(), Arc::clone(&sources.data));
     let (chunks, folder) = (sources.chunks.clone(), sources.folder.clone());
     let source = Zip::new(layer.clone(), found.members, raw, chunks, folder, sources.content_limits);
     Ok(Unpacked { index: found.index, blob, source: Arc::new(source) })

@@ -63,6 +63,7 @@ impl Auth {
             let error = Error::new(ErrorKind::Denied, repository, format!("the token service answers {status}"))
                 .hint("the repository may need a login, or not exist");
             return Err(if status.is_server_error() {
+                let error = Error { kind: ErrorKind::Unreachable, ..error }.hint("try again later");
                 Failure::Passing { error, not_before: None }
             } else {
                 Failure::Final(error)

@@ -53,16 +53,17 @@ pub fn points_at(trailer: &[u8], file_size: u64) -> Option<(u64, usize)> {
 }
 
 /// `bytes`: points and trailer. `None`: they are damaged, or of something else.
-pub fn decode(bytes: &[u8], compression: Compression, blob: &Digest, blob_size: u64) -> Option<Table> {
+pub fn decode(bytes: &[u8], blob: &Digest, blob_size: u64) -> Option<(Compression, Table)> {
     let (body, sum_found) = bytes.split_at_checked(bytes.len().checked_sub(SUM)?)?;
     let (points, trailer) = body.split_at_checked(bytes.len().checked_sub(TRAILER)?)?;
-    if sum(blob, body) != sum_found || trailer.get(40) != Some(&(compression as u8)) {
+    if sum(blob, body) != sum_found {
         return None;
     }
+    let compression = *Compression::ALL.iter().find(|known| trailer.get(40) == Some(&(**known as u8)))?;
     let side_end = number(trailer, 32)?;
     let points: Option<Vec<_>> = points.chunks(POINT).map(|bytes| point(bytes, side_end)).collect();
     let table = Table { points: points?, content: number(trailer, 16)?, packed: number(trailer, 24)? };
-    table.is_plausible(blob_size).then_some(table)
+    table.is_plausible(blob_size).then_some((compression, table))
 }
 
 fn point(bytes: &[u8], side_end: u64) -> Option<Point> {
@@ -108,11 +109,11 @@ mod tests {
         let trailer = &bytes[bytes.len() - TRAILER..];
         assert_eq!(points_at(trailer, 100 + bytes.len() as u64), Some((100, 120)));
         assert_eq!(points_at(trailer, 101 + bytes.len() as u64), None);
-        let decode = |bytes: &[u8], blob: &Digest| decode(bytes, Compression::Gzip, blob, 200);
-        assert_eq!(decode(&bytes, &blob).as_ref(), Some(&table));
+        let decode = |bytes: &[u8], blob: &Digest| decode(bytes, blob, 200);
+        let whole = decode(&bytes, &blob);
+        assert_eq!(whole.as_ref().map(|(kind, table)| (*kind, table)), Some((Compression::Gzip, &table)));
         assert_eq!(decode(&bytes, &Digest::sha256_of(b"b")), None);
-        assert_eq!(super::decode(&bytes, Compression::Zstd, &blob, 200), None);
-        assert_eq!(super::decode(&bytes, Compression::Gzip, &blob, 100), None);
+        assert_eq!(super::decode(&bytes, &blob, 100), None);
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;

@@ -69,6 +69,8 @@ pub trait Decode: Send {
 }
 
 impl Compression {
+    pub(super) const ALL: [Self; 5] = [Self::Gzip, Self::Deflate, Self::Zstd, Self::Bzip2, Self::Xz];
+
     /// By the magic number (RFC 1952, RFC 8878, bzip2 and xz file formats), which is right more often than media
     /// types are.
     pub fn of(start: &[u8]) -> Option<Self> {

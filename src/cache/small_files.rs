@@ -1,0 +1,64 @@
+//! Files that are read in one go and replaced as a whole.
+//!
+//! A file is written beside its place and renamed: whoever reads sees all of one or of another. What a killed process
+//! leaves is a file in the folder for unfinished ones, removed when it is an hour old.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
+
+use super::folder::make_private;
+
+/// Time after which nobody writes to an unfinished file any more.
+pub const STALE: Duration = Duration::from_secs(3600);
+
+/// `new`: the folder for unfinished files, on the same file system. Without fsync: what a power loss tears, a checksum
+/// must tell.
+pub fn replace(new: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
+    for folder in [Some(new), file.parent()].into_iter().flatten() {
+        make_private(folder)?;
+    }
+    // For its owner alone; removed if anything fails.
+    let mut unfinished = tempfile::NamedTempFile::new_in(new)?;
+    unfinished.write_all(bytes)?;
+    unfinished.persist(file)?;
+    Ok(())
+}
+
+/// Removes what killed processes left behind.
+pub fn clean(new: &Path, now: SystemTime) {
+    for left in fs::read_dir(new).into_iter().flatten().flatten() {
+        let modified = left.metadata().and_then(|metadata| metadata.modified());
+        if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > STALE)) {
+            let _ = fs::remove_file(left.path());
+        }
+    }
+}
+
+/// The bytes, and when they were written. `None`: there is no such file.
+pub fn read_up_to(path: &Path, limit: u64) -> io::Result<Option<(Vec<u8>, SystemTime)>> {
+    // A fifo or a link put there by somebody else is not waited for nor followed.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    if ![0, rustix::process::geteuid().as_raw()].contains(&metadata.uid()) {
+        return Err(io::Error::other("it belongs to another user"));
+    }
+    if metadata.len() > limit {
+        return Err(io::Error::other(format!("larger than the {limit} bytes that are read")));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(Some((bytes, metadata.modified()?)))
+}
