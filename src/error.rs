@@ -50,7 +50,7 @@ impl Error {
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(one_line(&hint.into()).collect());
         self
     }
 }
@@ -67,10 +67,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// One line without control characters: causes and objects may hold text that a server or an archive wrote.
+fn one_line(text: &str) -> impl Iterator<Item = char> {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c })
+}
+
+/// One line without control characters, and short: causes and objects may hold text that a server or an archive wrote.
 pub fn printable(text: &str) -> String {
     const LONGEST: usize = 400;
-    let mut line: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut line: String = one_line(text).take(LONGEST).collect();
     if text.chars().nth(LONGEST).is_some() {
         line.push('…');
     }

@@ -43,6 +43,11 @@ fn another_range_is_an_error() {
 }
 
 #[test]
+fn another_blob_is_an_error_where_the_registry_says_so() {
+    refused(Fault::WrongDigestHeader, "the registry answers with another blob, sha256:");
+}
+
+#[test]
 fn a_range_that_is_not_said_is_an_error() {
     refused(Fault::ContentRangeMissing, "the registry answers with ``");
 }

@@ -533,6 +533,43 @@ fn two_hundred_thousand_entries_in_one_directory_are_listed() {
 }
 
 #[test]
+fn indexes_of_many_layers_stay_within_memory_together_and_are_made_again() {
+    const ENTRIES: usize = 50_000;
+    const LAYERS: usize = 8;
+    let mut archive = RawTar::new();
+    for number in 0..ENTRIES {
+        archive = archive.file(format!("{number:06}"), b"");
+    }
+    let archive: std::sync::Arc<[u8]> = archive.finish().into();
+    let registry = ScriptedRegistry::start();
+    let mut artifact = Artifact::new();
+    for number in 0..LAYERS {
+        let archive = archive.clone();
+        let layer = registry.put_sparse_blob(archive.len() as u64, &sha256(&[number as u8]), move |at, buffer| {
+            buffer.copy_from_slice(&archive[at as usize..at as usize + buffer.len()]);
+        });
+        artifact = artifact.layer_of(Some(&format!("{number}.tar")), layer);
+    }
+    artifact.tar("harmless.tar", RawTar::new().file("file", b"good").finish()).push(&registry, "data", "v1");
+    // Each index takes some 4 MiB.
+    let mounted = eo_mount(registry.reference("data:v1")).args(["--memory", "16MiB", "--no-disk-cache"]).mount();
+    for _ in 0..2 {
+        for number in 0..LAYERS {
+            assert_eq!(names(mounted.join(number.to_string())).unwrap().len(), ENTRIES);
+        }
+    }
+    // `statfs` counts the entries of the indexes that are held.
+    let held = rustix::fs::statvfs(mounted.path()).unwrap().f_files;
+    assert!(held < (LAYERS * ENTRIES) as u64, "{held}: none was forgotten");
+    // A name of a layer whose index was forgotten has the same inode as before.
+    let inode = |number: usize| fs::symlink_metadata(mounted.join(format!("{number}/031415"))).unwrap().ino();
+    let before: Vec<u64> = (0..LAYERS).map(inode).collect();
+    assert_eq!((0..LAYERS).map(inode).collect::<Vec<_>>(), before);
+    assert!(mounted.peak_resident_bytes() < SMALL, "{}", mounted.peak_resident_bytes());
+    is_unharmed(&mounted);
+}
+
+#[test]
 fn times_owners_and_devices_out_of_range_are_shown_as_something() {
     let archive = RawTar::new()
         .pax(&[("mtime", b"9223372036854775807.999999999")])

@@ -37,8 +37,6 @@ struct Members {
     blob: Descriptor,
     /// In the order of their places.
     members: Vec<ZipMember>,
-    /// Small reads.
-    headers: Arc<dyn BlobSource>,
     chunks: Arc<ChunkCache>,
     folder: Option<Arc<CacheFolder>>,
     limits: ContentLimits,
@@ -56,13 +54,13 @@ impl Zip {
     pub fn new(
         blob: Descriptor,
         members: Vec<ZipMember>,
-        (headers, data): (Arc<dyn BlobSource>, Arc<dyn BlobSource>),
+        data: Arc<dyn BlobSource>,
         chunks: Arc<ChunkCache>,
         folder: Option<Arc<CacheFolder>>,
         limits: ContentLimits,
     ) -> Self {
         let passes = Mutex::new(Passes { done: LruCache::new(KEPT), coming: HashMap::new() });
-        let members = Arc::new(Members { blob, members, headers, chunks: chunks.clone(), folder, limits, passes });
+        let members = Arc::new(Members { blob, members, chunks: chunks.clone(), folder, limits, passes });
         let inflated = ReadAhead::new(Arc::new(chunks.of_content(Arc::new(Inflated(members.clone())))));
         Self { data, inflated, members }
     }
@@ -243,7 +241,7 @@ impl Members {
         let mut at = 0;
         while at < member.packed {
             let end = at.saturating_add(PIECE).min(member.packed);
-            let bytes = self.headers.read(&self.blob, start.saturating_add(at)..start.saturating_add(end)).await?;
+            let bytes = self.chunks.read(&self.blob, start.saturating_add(at)..start.saturating_add(end)).await?;
             pass = blocking(&self.blob, move || {
                 pass.feed(&bytes, &mut Nowhere)?;
                 Ok(pass)

@@ -24,11 +24,13 @@ pub struct Tuning {
     /// Headers this close to each other become one request where there are more of them than free connections. At 1 Gbit/s
     /// one request of a busy registry costs as much as 250 KB of line.
     pub gap: u64,
+    /// May have arrived and not be passed; beyond, only what is needed next is fetched.
+    pub store: u64,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { smallest: 16 << 10, largest: 1 << 20, gap: 256 << 10 }
+        Self { smallest: 16 << 10, largest: 1 << 20, gap: 256 << 10, store: 64 << 20 }
     }
 }
 
@@ -36,8 +38,6 @@ impl Default for Tuning {
 const LARGEST_STREAM: u64 = 8 << 20;
 /// Members are small if this is their length in the mean, headers included: then all bytes are fetched, not headers.
 const SMALL: u64 = 64 << 10;
-/// Bytes that may have arrived and not be passed; beyond, only what is needed next is fetched.
-const LARGEST_STORE: u64 = 64 << 20;
 /// Headers in a row that nobody expected: time for walkers. More than a period of members that recur has.
 const LONELY: u32 = 32;
 /// Members that must still be expected for walkers to be worth their search.
@@ -106,7 +106,7 @@ impl Indexer {
             self.under_way.push(urgent.clone());
             requests.push(urgent);
         }
-        if self.pieces.bytes() < LARGEST_STORE {
+        if self.pieces.bytes() < self.tuning.store {
             let mut ahead = self.ahead(free);
             ahead.retain(|range| !range.is_empty() && self.is_missing(range));
             let free = free.saturating_sub(requests.len());

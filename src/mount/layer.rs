@@ -1,7 +1,7 @@
 //! One tar layer: its index is loaded or built when somebody first looks into it.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
@@ -30,6 +30,7 @@ pub struct Sources {
     pub folder: Option<Arc<CacheFolder>>,
     pub indexes: Option<Arc<Indexes>>,
     pub indexing: Indexing,
+    pub index_memory: Arc<IndexMemory>,
     pub content_limits: ContentLimits,
     /// Whether compressed layers are unpacked, which is to download them.
     pub unpacks: bool,
@@ -40,6 +41,8 @@ pub struct Sources {
 pub struct Layer {
     pub descriptor: Descriptor,
     looked_into: AtomicBool,
+    /// By the clock of the mount that counts looks.
+    last_look: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -61,6 +64,33 @@ struct Coming {
     ahead: bool,
 }
 
+/// Bytes that the indexes of all layers take.
+#[derive(Debug, Default)]
+pub struct IndexMemory(AtomicU64);
+
+impl IndexMemory {
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub fn hold(self: &Arc<Self>, bytes: u64) -> Held {
+        self.0.fetch_add(bytes, Relaxed);
+        Held { memory: Arc::clone(self), bytes }
+    }
+}
+
+/// The share of one index, given back on drop.
+pub struct Held {
+    memory: Arc<IndexMemory>,
+    bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.0.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
 /// An indexed layer and the blob that its extents point into.
 pub struct Contents {
     pub index: Arc<LayerIndex>,
@@ -68,16 +98,31 @@ pub struct Contents {
     pub source: Arc<dyn BlobSource>,
     /// Ends when the index is kept for later mounts, or cannot be.
     pub kept: Kept,
+    pub _held: Held,
 }
 
 impl Layer {
     pub fn new(descriptor: Descriptor) -> Self {
-        Self { descriptor, looked_into: AtomicBool::new(false), state: Mutex::default() }
+        Self { descriptor, looked_into: AtomicBool::new(false), last_look: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// The contents if they are known; asks nobody.
     pub fn known(&self) -> Option<Arc<Contents>> {
         self.state().contents.clone()
+    }
+
+    /// Takes note of a look.
+    pub fn look(&self, now: u64) {
+        self.last_look.store(now, Relaxed);
+    }
+
+    pub fn last_look(&self) -> u64 {
+        self.last_look.load(Relaxed)
+    }
+
+    /// Forgets the contents: the next look loads or makes them again, with the same numbers.
+    pub fn forget(&self) {
+        self.state().contents = None;
     }
 
     /// Whether this is the first look into it.
@@ -167,7 +212,8 @@ async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Optio
             let Opened { index, content, blob, source } = open_blob(layer, sources, unfinished).await?;
             let index = Arc::new(index);
             let kept = stored::keep(layer, &index, content, sources);
-            Contents { index, blob, source, kept }
+            let held = sources.index_memory.hold(index.memory());
+            Contents { index, blob, source, kept, _held: held }
         }
     };
     for warning in contents.index.warnings() {

@@ -18,6 +18,8 @@ mod zip;
 use std::fmt::Display;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -90,7 +92,8 @@ pub struct Options {
     pub preserve_owner: bool,
 }
 
-/// A mounted artifact. Each call ends within `Options::timeout`, in data or in an error.
+/// A mounted artifact. What a kernel asks for (look-up, attributes, listing, reads, extended attributes) ends within
+/// `Options::timeout`, in data or in an error; the calls of `ahead.rs` take as long as indexing takes.
 pub struct Mount {
     options: Options,
     digest: Digest,
@@ -104,6 +107,8 @@ pub struct Mount {
     /// Numbers of the layers in the order of the tree.
     walk: Vec<usize>,
     look_ahead: Mutex<LookAhead>,
+    /// Counts looks into layers.
+    looks: AtomicU64,
     tree: Tree,
     /// Shown for all that the archives say nothing about.
     created: SystemTime,
@@ -239,22 +244,46 @@ impl Mount {
     /// A layer's contents; known ones without waiting, as nearly every call finds them.
     async fn contents(&self, number: usize) -> Result<Arc<Contents>> {
         let layer = self.layer(number)?;
+        layer.look(self.looks.fetch_add(1, Relaxed));
         if layer.is_first_look() {
             self.start_look_ahead(number);
         }
-        match layer.known() {
-            Some(contents) => Ok(contents),
-            None => {
-                let timeout = self.options.timeout;
-                in_time(timeout, &layer.descriptor.digest, layer.contents(&self.sources)).await
+        if let Some(contents) = layer.known() {
+            return Ok(contents);
+        }
+        let timeout = self.options.timeout;
+        let contents = in_time(timeout, &layer.descriptor.digest, layer.contents(&self.sources)).await?;
+        self.forget_indexes();
+        Ok(contents)
+    }
+
+    /// Where all indexes together take more than `--memory`: forgets those that were not looked into for longest.
+    fn forget_indexes(&self) {
+        let memory = &self.sources.index_memory;
+        if memory.bytes() <= self.options.memory {
+            return;
+        }
+        let mut layers: Vec<_> = self.layers.iter().filter(|layer| layer.known().is_some()).collect();
+        layers.sort_by_key(|layer| layer.last_look());
+        // The last one is in use.
+        layers.pop();
+        for layer in layers {
+            if memory.bytes() <= self.options.memory / 4 * 3 {
+                break;
             }
+            layer.forget();
         }
     }
 
     fn start_look_ahead(&self, number: usize) {
         let Some(LayerNode { place, .. }) = self.layer_nodes.get(number).copied().flatten() else { return };
         let mut look_ahead = self.look_ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        for next in look_ahead.note(place, self.walk.len()) {
+        let next = look_ahead.note(place, self.walk.len());
+        // With one connection, or memory that runs out, what is asked for goes first.
+        if self.options.connections < 2 || self.sources.index_memory.bytes() > self.options.memory / 2 {
+            return;
+        }
+        for next in next {
             let layer = self.walk.get(next).and_then(|number| self.layers.get(*number));
             if let Some(layer) = layer.filter(|layer| layer.known().is_none()) {
                 let (layer, sources) = (Arc::clone(layer), Arc::clone(&self.ahead));

@@ -1,6 +1,7 @@
 //! From a resolved reference to a mount: name the layers. No layer is fetched.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +26,8 @@ use crate::oci::{Descriptor, Digest, names_by_layer_digest};
 
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
+/// Bytes that have arrived for one of them, and are not passed.
+const AHEAD_STORE: u64 = 2 << 20;
 /// Layers looked into at once where the manifest does not tell what they are.
 const LOOKS: usize = 16;
 /// Time for all of them when the registry cannot be reached: for what is in the cache.
@@ -55,7 +58,7 @@ impl Mount {
             });
         }
         let limits = Limits { index_bytes: options.memory, ..Limits::default() };
-        let indexing = |requests, habits| Indexing { limits, tuning: Tuning::default(), requests, habits };
+        let index_memory = Arc::default();
         let folder = folder.map(Arc::new);
         let habits = Arc::default();
         let ahead = Sources {
@@ -64,7 +67,13 @@ impl Mount {
             chunks: chunks.clone(),
             folder: folder.clone(),
             indexes: indexes.clone(),
-            indexing: indexing(AHEAD_REQUESTS, Arc::clone(&habits)),
+            indexing: Indexing {
+                limits: Limits { index_bytes: options.memory / 16, ..limits },
+                tuning: Tuning { store: AHEAD_STORE, ..Tuning::default() },
+                requests: AHEAD_REQUESTS,
+                habits: Arc::clone(&habits),
+            },
+            index_memory: Arc::clone(&index_memory),
             content_limits: ContentLimits::default(),
             unpacks: false,
             passes: Semaphore::new(0),
@@ -75,7 +84,8 @@ impl Mount {
             chunks,
             folder,
             indexes,
-            indexing: indexing(options.connections, habits),
+            indexing: Indexing { limits, tuning: Tuning::default(), requests: options.connections, habits },
+            index_memory,
             content_limits: ContentLimits::default(),
             unpacks: true,
             passes: Semaphore::new(PASSES),
@@ -102,6 +112,7 @@ impl Mount {
             ahead: Arc::new(ahead),
             walk,
             look_ahead: Mutex::default(),
+            looks: AtomicU64::new(1),
             tree,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
-use super::compressed::reopen;
+use super::compressed::{Unfinished, reopen};
 use super::layer::{Contents, Opened, Sources, open_blob};
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,12 +27,19 @@ pub async fn contents(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Cont
         // Who looks ahead does not unpack, and must not do so later.
         Content::Unpacked { .. } if !sources.unpacks => return None,
         Content::Unpacked { size } => {
-            let later = Later { layer: layer.clone(), content, sources: Arc::clone(sources), opened: Mutex::default() };
+            let later = Later {
+                layer: layer.clone(),
+                content,
+                sources: Arc::clone(sources),
+                opened: Mutex::default(),
+                unfinished: Arc::default(),
+            };
             (Descriptor { size, ..layer.clone() }, Arc::new(later))
         }
     };
     let kept = std::future::ready(Ok(())).boxed().shared();
-    Some(Contents { index: Arc::new(index), blob, source, kept })
+    let held = sources.index_memory.hold(index.memory());
+    Some(Contents { index: Arc::new(index), blob, source, kept, _held: held })
 }
 
 /// Keeps an index, in the background: who looks into the layer does not wait for it.
@@ -55,6 +62,8 @@ struct Later {
     content: Content,
     sources: Arc<Sources>,
     opened: Mutex<Option<Opening>>,
+    /// A pass that the registry broke off.
+    unfinished: Arc<tokio::sync::Mutex<Option<Unfinished>>>,
 }
 
 type Opening = Shared<BoxFuture<'static, Result<Arc<dyn BlobSource>>>>;
@@ -67,11 +76,13 @@ impl Later {
             return opening.clone();
         }
         let (layer, content, sources) = (self.layer.clone(), self.content, Arc::clone(&self.sources));
+        let unfinished = Arc::clone(&self.unfinished);
         let opening = async move {
             let (found, source) = match reopen(&layer, &sources).await? {
                 Some((size, source)) => (Content::Unpacked { size }, source),
                 None => {
-                    let Opened { content, source, .. } = open_blob(&layer, &sources, &mut None).await?;
+                    let Opened { content, source, .. } =
+                        open_blob(&layer, &sources, &mut *unfinished.lock().await).await?;
                     (content, source)
                 }
             };

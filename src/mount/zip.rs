@@ -40,8 +40,8 @@ pub async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Unpacked
         }
     };
     let blob = Descriptor { size: found.end, ..layer.clone() };
-    let raw: (Arc<dyn BlobSource>, _) = (sources.chunks.clone(), Arc::clone(&sources.data));
     let (chunks, folder) = (sources.chunks.clone(), sources.folder.clone());
-    let source = Zip::new(layer.clone(), found.members, raw, chunks, folder, sources.content_limits);
+    let source =
+        Zip::new(layer.clone(), found.members, Arc::clone(&sources.data), chunks, folder, sources.content_limits);
     Ok(Unpacked { index: found.index, blob, source: Arc::new(source) })
 }

@@ -13,7 +13,7 @@ use super::client::{Registry, header, status_failure, transport_failure};
 use super::retry::{Failure, Retry};
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Digest};
 
 impl BlobSource for Registry {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
@@ -82,6 +82,10 @@ fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Re
     };
     if let Some(encoding) = answer.headers().get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
         return Err(wrong(format!("the registry compresses its answer ({encoding:?}) though it was told not to")));
+    }
+    let said = answer.headers().get("docker-content-digest").and_then(|digest| digest.to_str().ok());
+    if let Some(other) = said.and_then(|digest| digest.parse::<Digest>().ok()).filter(|digest| *digest != blob.digest) {
+        return Err(wrong(format!("the registry answers with another blob, {other}")));
     }
     let length = wanted.end.saturating_sub(wanted.start);
     match answer.status() {

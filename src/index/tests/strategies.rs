@@ -204,6 +204,7 @@ proptest! {
         smallest in prop_oneof![Just(512_u64), Just(16 << 10)],
         largest in prop_oneof![Just(4096_u64), Just(64 << 10), Just(1 << 20)],
         gap in prop_oneof![Just(0_u64), Just(256 << 10)],
+        store in prop_oneof![Just(0_u64), Just(64 << 20)],
         order in prop::collection::vec(any::<usize>(), 1..50),
         cut in prop::option::of(0.0..1.0_f64),
     ) {
@@ -211,7 +212,7 @@ proptest! {
         if let Some(cut) = cut {
             blob.truncate((blob.len() as f64 * cut) as usize);
         }
-        let tuning = Tuning { smallest, largest, gap };
+        let tuning = Tuning { smallest, largest, gap, store };
         let learnt = drive(&archive(&other), tuning, Habits::default(), free, |_| 0).unwrap().2;
         let plain = walk(&blob);
         for habits in [Habits::default(), learnt] {
