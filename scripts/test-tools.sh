@@ -26,6 +26,7 @@ zip zip
 unzip unzip
 file file
 findmnt util-linux
+setfattr attr
 setpriv util-linux
 shellcheck shellcheck
 END

@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use eo_mount_testing::files::strays_in_cache;
 use eo_mount_testing::fixtures::{PythonTar, Sample, TarFormat, everything_tar, gnu_tar, noise};
 use eo_mount_testing::scripted_registry::{CONFIG_TYPE, TAR_TYPE};
+use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{Artifact, EoMount, Extracted, Home, Mounted, RealRegistry, User, run, sha256, tools};
 use serde_json::json;
 use tempfile::TempDir;
@@ -513,12 +515,13 @@ fn gzip_and_zstd_layers_are_what_tar_extracts_whatever_their_media_type_says() {
     for (name, title, ..) in &layers {
         Extracted::of(&files.path().join(title)).assert_shown_in(&mounted.join(name));
     }
-    // What was unpacked has no name, not even while it is in use.
+    // What was unpacked has no name, not even while it is in use, until it is there whole.
     let home = mounted.home().clone();
-    let in_cache = || said(&home.cache(), "find", &[".", "!", "-type", "d"]);
-    assert_eq!(in_cache(), "");
+    let strays = || strays_in_cache(&home.cache().join("eo-mount"));
+    // An index is written beside its place.
+    assert!(wait_until(PATIENCE, || strays().is_empty()), "{:?}", strays());
     mounted.unmount();
-    assert_eq!(in_cache(), "");
+    assert_eq!(strays(), [""; 0]);
 }
 
 #[test]

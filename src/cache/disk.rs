@@ -24,6 +24,8 @@ const OPEN_BLOBS: usize = 256;
 const SHARE_UNSEEN: u64 = 64;
 /// Seconds without writing after the disk refused.
 const REST: u32 = 30;
+/// Bytes of the largest blob that is kept: its map takes memory as well, and a manifest may say any size.
+const LARGEST: u64 = 256 << 30;
 /// Seconds in which a group counts as being read.
 const IN_USE: u32 = 2;
 
@@ -61,7 +63,7 @@ impl DiskCache {
     }
 
     pub fn blob(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
-        if blob.size == 0 || self.is_resting() {
+        if blob.size == 0 || blob.size > LARGEST || self.is_resting() {
             return None;
         }
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,7 +193,7 @@ impl DiskCache {
                 remove_unused(&blob.path)?;
             }
         }
-        Ok(left <= start)
+        Ok(left <= start && used.saturating_sub(left) >= short_of_free)
     }
 }
 
@@ -351,6 +353,22 @@ mod tests {
             }
         }
         assert!(used(dir.path()) > 0 && others.iter().all(|file| fs::metadata(file).unwrap().len() == 8 << 20));
+    }
+
+    #[test]
+    fn a_blob_that_is_said_to_be_huge_is_not_kept_and_disturbs_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, 0, Arc::default());
+        assert!(cache.blob(&descriptor(1, u64::MAX / CHUNK)).is_none());
+        assert!(cache.blob(&descriptor(2, 1)).is_some());
+    }
+
+    #[test]
+    fn where_too_little_is_free_nothing_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, u64::MAX, Arc::default());
+        cache.write(&descriptor(1, 16), 0, &vec![Bytes::from(vec![7; CHUNK as usize]); 16]);
+        assert_eq!(cache.blob(&descriptor(1, 16)).unwrap().cached_bytes(), 0);
     }
 
     #[test]

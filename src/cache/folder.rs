@@ -1,7 +1,7 @@
 //! The cache folder, and the bound on what lies in it.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,10 +86,12 @@ impl CacheFolder {
     }
 }
 
-/// Makes the folder if it is not there, or not any more.
+/// For its owner alone, should it get a name. Makes the folder if it is not there, or not any more.
 fn unnamed_file(folder: &Path) -> std::io::Result<File> {
     make_private(folder)?;
-    tempfile::tempfile_in(folder)
+    let file = tempfile::tempfile_in(folder)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// Makes a folder for its owner alone, and those above it.

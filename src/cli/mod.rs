@@ -13,7 +13,7 @@ mod show;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Subcommand};
 
 use failure::Failure;
@@ -64,7 +64,7 @@ fn command() -> clap::Command {
 
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Verb, clap::Error> {
     let mut command = command();
-    let matches = command.try_get_matches_from_mut(arguments)?;
+    let matches = command.try_get_matches_from_mut(arguments).map_err(|error| one_too_many(error, &mut command))?;
     if matches.subcommand_name().is_some() {
         return Verb::from_arg_matches(&matches);
     }
@@ -76,6 +76,19 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Verb, clap::Error>
         return Err(command.error(ErrorKind::ArgumentConflict, line));
     }
     Ok(Verb::Mount(mount))
+}
+
+/// Whatever stands where nothing more is expected is a subcommand to clap, one that comes too late.
+fn one_too_many(error: clap::Error, command: &mut clap::Command) -> clap::Error {
+    match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(argument)) if error.kind() == ErrorKind::ArgumentConflict => {
+            let mut unexpected = clap::Error::new(ErrorKind::UnknownArgument).with_cmd(command);
+            unexpected.insert(ContextKind::InvalidArg, ContextValue::String(argument.clone()));
+            unexpected.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+            unexpected
+        }
+        _ => error,
+    }
 }
 
 /// `eo-mount mount …` and `eo-mount …` are the same.
@@ -116,6 +129,10 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("eo-mount mount ls"), "{error}");
         assert_eq!(parsed(&[]).expect_err("refused").exit_code(), 2);
+        let error = parsed(&["-v", "a/b", "d", "e"]).expect_err("refused");
+        let said = error.to_string();
+        assert!(said.contains("unexpected argument 'e'") && said.contains("<REFERENCE> <MOUNTPOINT>"), "{said}");
+        assert_eq!(error.exit_code(), 2);
         let help = parsed(&["--help"]).expect_err("help").to_string();
         for part in ["Verbs:", "  ls ", "  index ", "<REFERENCE> <MOUNTPOINT>", "--allow-other", "Examples:"] {
             assert!(help.contains(part), "{part}\n{help}");

@@ -101,11 +101,11 @@ fn xz(content: &[u8]) -> Vec<u8> {
 fn all_forms(content: &[u8]) -> Vec<(&'static str, Compression, Vec<u8>, u64)> {
     let bgzip = content.chunks(60_000).flat_map(gzip).collect();
     vec![
-        ("gzip", Compression::Gzip, gzip(content), 4 << 20),
-        ("small members", Compression::Gzip, bgzip, 3 << 20),
-        ("joined", Compression::Gzip, [gzip(&content[..100]), gzip(&content[100..])].concat(), 4 << 20),
-        ("one frame", Compression::Zstd, zstd_frames(content, content.len()), 5 << 20),
-        ("frames", Compression::Zstd, zstd_frames(content, 3_000_000), 4 << 20),
+        ("gzip", Compression::Gzip, gzip(content), 2 << 20),
+        ("small members", Compression::Gzip, bgzip, 1 << 20),
+        ("joined", Compression::Gzip, [gzip(&content[..100]), gzip(&content[100..])].concat(), 2 << 20),
+        ("one frame", Compression::Zstd, zstd_frames(content, content.len()), 2 << 20),
+        ("frames", Compression::Zstd, zstd_frames(content, 3_000_000), 5 << 18),
         ("bzip2", Compression::Bzip2, bzip2(content), 0),
         ("bzip2, joined", Compression::Bzip2, [bzip2(&content[..100]), bzip2(&content[100..])].concat(), 0),
         ("xz", Compression::Xz, xz(content), 0),
@@ -119,7 +119,7 @@ async fn read(content: &Content, range: Range<u64>) -> Result<Bytes> {
 
 #[tokio::test]
 async fn any_range_is_what_one_pass_gives_and_costs_one_distance() {
-    let plain = sample(11 << 20);
+    let plain = sample(7 << 20);
     for (name, compression, packed, cost) in all_forms(&plain) {
         let (content, held) = pass(&packed, compression, ContentLimits::default(), side()).unwrap();
         assert_eq!(content.size(), plain.len() as u64, "{name}");
@@ -223,7 +223,7 @@ fn a_blob_that_is_cut_or_changed_is_an_error() {
 
 #[test]
 fn without_a_folder_gzip_works_and_the_others_say_what_they_need() {
-    let plain = sample(12 << 20);
+    let plain = sample(6 << 20);
     for (name, compression, packed, _) in all_forms(&plain) {
         let cache = crate::cache::ChunkCache::new(
             Arc::new(crate::blob::Layout::new(crate::oci::LayoutReference {
@@ -243,53 +243,6 @@ fn without_a_folder_gzip_works_and_the_others_say_what_they_need() {
             }
             _ => assert!(made.is_ok(), "{name}"),
         }
-    }
-}
-
-/// With a file in `EO_MEASURE`: `cargo test --release --lib -- --ignored --nocapture first_pass_beside_zcat`.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn first_pass_beside_zcat() {
-    struct Drop;
-    impl Sink for Drop {
-        fn content(&mut self, _: u64, _: &[u8]) -> Result<()> {
-            Ok(())
-        }
-    }
-    let path = std::env::var("EO_MEASURE").unwrap();
-    let packed = std::fs::read(&path).unwrap();
-    let blob = descriptor(&packed);
-    let compression = Compression::of(&packed).unwrap();
-    for _ in 0..3 {
-        let start = std::time::Instant::now();
-        let peer = if compression == Compression::Gzip { "zcat" } else { "zstdcat" };
-        let peer = std::process::Command::new(peer).arg(&path).stdout(std::process::Stdio::null()).status();
-        assert!(peer.unwrap().success());
-        let peer = start.elapsed();
-        let start = std::time::Instant::now();
-        let mut pass = Pass::new(blob.clone(), compression, ContentLimits::default(), side()).unwrap();
-        for bytes in packed.chunks(4 << 20) {
-            pass.feed(bytes, &mut Drop).unwrap();
-        }
-        let made = pass.finish().unwrap();
-        let own = start.elapsed();
-        println!(
-            "{} bytes of content, {} points: pass {own:?}, peer {peer:?}: {:.2} of its speed",
-            made.0.content,
-            made.0.points.len(),
-            peer.as_secs_f64() / own.as_secs_f64()
-        );
-        let held = Arc::new(Held { bytes: packed.clone(), given: AtomicU64::new(0) });
-        let content = Content::new(held.clone(), blob.clone(), compression, ContentLimits::default(), made);
-        let start = std::time::Instant::now();
-        let mut state = 1_u64;
-        for _ in 0..200 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let start = (state >> 20) % (content.size() - 131_072);
-            read(&content, start..start + 131_072).await.unwrap();
-        }
-        let given = held.given.load(Ordering::Relaxed) / 200;
-        println!("random 128 KiB: {:?} and {given} bytes of the blob in the mean", start.elapsed() / 200);
     }
 }
 

@@ -194,7 +194,7 @@ fn things() -> impl Strategy<Value = Vec<Thing>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn every_strategy_makes_the_index_of_a_plain_walk(
