@@ -28,4 +28,15 @@ use crate::oci::Descriptor;
 pub trait BlobSource: Send + Sync {
     /// The bytes of `range` (half-open, in bytes from the blob's start): exactly that many, or an error.
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>>;
+
+    /// The same for the reader of a file that lies in `file` of the blob: who fetches ahead wants to know.
+    fn read_file<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        file: Range<u64>,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        let _ = file;
+        self.read(blob, range)
+    }
 }

@@ -1,12 +1,11 @@
 //! Read-ahead for sequential readers, seen in blob offsets: the members of an archive read one after the other are
-//! one stream, so that small files cost no round trip each.
+//! one stream, so that small files cost no round trip each. What is fetched in vain has a bound: see [`ALLOWANCE`].
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use lru::LruCache;
 
 use super::BlobSource;
 use crate::cache::ChunkCache;
@@ -17,12 +16,21 @@ use crate::oci::{Descriptor, Digest};
 const GAP: u64 = 8 << 10;
 /// The kernel's own read-ahead sends its requests out of order within this distance.
 const DISORDER: u64 = 256 << 10;
-/// Read-ahead starts when a stream has read this much; below, it may be a program that looks at the head of a file.
+/// What has read this much of a file from its start reads all of it, more often than not; below, it may be a program
+/// that looks at the head of a file.
 const START: u64 = 192 << 10;
-/// A stream that has read this much goes on, more often than not.
-const SURE: u64 = 1 << 20;
+/// Of what was read, so much may be fetched ahead in vain: a fifth.
+const SHARE: u64 = 5;
+/// And this much besides, once: what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until it
+/// has earned that.
+const ALLOWANCE: u64 = 3 << 20;
 /// The longest window, in bytes.
 const LARGEST_WINDOW: u64 = 8 << 20;
+/// A window is fetched in so many requests: where one connection is slow, many are not.
+const REQUESTS: u64 = 12;
+/// Bytes of a request.
+const SMALLEST_STEP: u64 = 128 << 10;
+const LARGEST_STEP: u64 = 1 << 20;
 /// Streams told apart, over all blobs; the least recently used is forgotten.
 const STREAMS: usize = 64;
 
@@ -38,162 +46,184 @@ impl ReadAhead {
         let largest_window = LARGEST_WINDOW.min(cache.memory() / 16);
         Self { cache, streams: Mutex::new(Streams::default()), largest_window }
     }
-}
 
-impl BlobSource for ReadAhead {
-    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+    fn read_ahead<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        file: Option<Range<u64>>,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        let largest_window = self.largest_window.min(self.cache.room());
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let ahead = streams.note(&blob.digest, range.clone(), self.largest_window);
+        let ahead = streams.note(blob, file, range.clone(), largest_window);
         drop(streams);
         // The reader's own request goes first.
         let read = self.cache.read(blob, range);
-        if let Some(ahead) = ahead {
-            self.cache.prefetch(blob, ahead.start..ahead.end.min(blob.size));
+        if let Some(Ahead { mut range, step }) = ahead {
+            while range.start < range.end {
+                let end = range.start.saturating_add(step).min(range.end);
+                self.cache.prefetch(blob, range.start..end);
+                range.start = end;
+            }
         }
         read
     }
 }
 
+impl BlobSource for ReadAhead {
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+        self.read_ahead(blob, None, range)
+    }
+
+    fn read_file<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        file: Range<u64>,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        self.read_ahead(blob, Some(file), range)
+    }
+}
+
+/// What to fetch ahead, in requests of `step` bytes.
+#[derive(Debug, PartialEq, Eq)]
+struct Ahead {
+    range: Range<u64>,
+    step: u64,
+}
+
 /// One sequential reader.
 struct Stream {
-    /// Where it goes on.
+    blob: Digest,
+    /// Where it began, and where it goes on.
+    begin: u64,
     next: u64,
     /// Bytes it has read in a row.
     run: u64,
-    /// End of what was fetched ahead of it.
+    /// End of what was fetched ahead of it; `next` if nothing is.
     ahead: u64,
+    /// The file that it is in.
+    file: Option<Range<u64>>,
+    /// It began at the start of a file.
+    from_start: bool,
+    /// It has gone on from one file to the next: what it reads is the archive.
+    crossed: bool,
+    /// Bytes fetched past the end of its first file.
+    past: u64,
 }
 
-struct Streams(LruCache<Digest, Vec<Stream>>);
-
-impl Default for Streams {
-    fn default() -> Self {
-        Self(LruCache::unbounded())
-    }
+#[derive(Default)]
+struct Streams {
+    /// The most recently used last.
+    streams: Vec<Stream>,
+    /// Bytes read, by all.
+    read: u64,
+    /// Bytes fetched ahead and not read, by streams that go on and by those that ended.
+    unread: u64,
+    /// Bytes fetched past the ends of files whose readers have not gone on to the next one.
+    past: u64,
 }
 
 impl Streams {
-    /// Takes note of a read and says what to fetch ahead of it.
-    fn note(&mut self, blob: &Digest, read: Range<u64>, largest_window: u64) -> Option<Range<u64>> {
-        let streams = self.0.get_or_insert_mut(blob.clone(), Vec::new);
-        let continues = |stream: &Stream| {
-            read.start <= stream.next.saturating_add(GAP) && read.start.saturating_add(DISORDER) >= stream.next
-        };
-        let Some(place) = streams.iter().position(continues) else {
-            streams.push(Stream { next: read.end, run: read.end.saturating_sub(read.start), ahead: read.end });
-            self.forget_oldest();
-            return None;
-        };
-        let mut stream = streams.remove(place);
-        stream.run = stream.run.saturating_add(read.end.saturating_sub(stream.next));
-        stream.next = stream.next.max(read.end);
-        stream.ahead = stream.ahead.max(stream.next);
-        // A reader that has read little is likely to stop soon: at first a quarter of it is risked in vain, later half.
-        let share = if stream.run < SURE { 4 } else { 2 };
-        let window = (stream.run / share).min(largest_window);
-        let target = stream.next.saturating_add(window);
-        let wanted = stream.ahead..target;
-        // Whole steps: many small requests cost more than the bytes.
-        let ahead = (stream.run >= START && wanted.end.saturating_sub(wanted.start) >= window / 2).then_some(wanted);
-        if let Some(ahead) = &ahead {
-            stream.ahead = ahead.end;
+    /// Takes note of a read, in `file` if that is known, and says what to fetch ahead of it.
+    fn note(
+        &mut self,
+        blob: &Descriptor,
+        file: Option<Range<u64>>,
+        read: Range<u64>,
+        largest_window: u64,
+    ) -> Option<Ahead> {
+        self.read = self.read.saturating_add(read.end.saturating_sub(read.start));
+        let mut stream = self.advance(&blob.digest, &read);
+        if let Some(file) = file {
+            stream.from_start |= stream.begin == file.start;
+            if stream.file.as_ref().is_some_and(|before| before.end <= file.start) {
+                stream.crossed = true;
+                self.past = self.past.saturating_sub(std::mem::take(&mut stream.past));
+            }
+            stream.file = Some(file);
         }
-        streams.push(stream);
+        let ahead = self.window(&mut stream, blob.size, largest_window);
+        self.streams.push(stream);
+        if self.streams.len() > STREAMS {
+            self.streams.remove(0);
+        }
         ahead
     }
 
-    fn forget_oldest(&mut self) {
-        if self.0.iter().map(|(_, streams)| streams.len()).sum::<usize>() <= STREAMS {
-            return;
-        }
-        let emptied = self.0.peek_lru().map(|(blob, _)| blob.clone()).filter(|blob| {
-            self.0.peek_mut(blob).is_some_and(|streams| {
-                streams.remove(0);
-                streams.is_empty()
-            })
+    /// The stream that this read continues, or a new one; taken out.
+    fn advance(&mut self, blob: &Digest, read: &Range<u64>) -> Stream {
+        let place = self.streams.iter().rposition(|stream| {
+            let from = stream.begin.max(stream.next.saturating_sub(DISORDER));
+            (from..=stream.next.saturating_add(GAP)).contains(&read.start) && stream.blob == *blob
         });
-        if let Some(blob) = emptied {
-            self.0.pop(&blob);
+        let mut stream = match place {
+            Some(place) => self.streams.remove(place),
+            None => Stream {
+                blob: blob.clone(),
+                begin: read.start,
+                next: read.start,
+                run: 0,
+                ahead: read.start,
+                file: None,
+                from_start: false,
+                crossed: false,
+                past: 0,
+            },
+        };
+        self.pass(&mut stream, read);
+        // A request that came too early looked like a reader of its own: this one has caught up with it.
+        let early = |other: &Stream| {
+            (stream.begin..=stream.next.saturating_add(GAP)).contains(&other.begin)
+                && other.run <= DISORDER
+                && other.blob == *blob
+        };
+        if let Some(place) = self.streams.iter().position(early) {
+            let other = self.streams.remove(place);
+            self.pass(&mut stream, &(other.begin..other.next));
+            stream.ahead = stream.ahead.max(other.ahead);
         }
+        stream
+    }
+
+    /// The stream goes on behind `read`, and has used what was fetched ahead of it up to there.
+    fn pass(&mut self, stream: &mut Stream, read: &Range<u64>) {
+        let new = read.end.saturating_sub(read.start.max(stream.next));
+        let before = stream.ahead.saturating_sub(stream.next);
+        stream.run = stream.run.saturating_add(new);
+        stream.next = stream.next.max(read.end);
+        stream.ahead = stream.ahead.max(stream.next);
+        self.unread = self.unread.saturating_sub(before.saturating_sub(stream.ahead.saturating_sub(stream.next)));
+    }
+
+    /// What to fetch ahead of a stream; accounts for it.
+    fn window(&mut self, stream: &mut Stream, blob_size: u64, largest_window: u64) -> Option<Ahead> {
+        let earned = stream.run / SHARE;
+        let sure = stream.run >= START && (stream.from_start || stream.crossed);
+        let window = if sure { stream.run.saturating_mul(2) } else { earned }.min(largest_window);
+        let budget = ALLOWANCE + self.read / SHARE;
+        // Half of what is left: others want some of it.
+        let left = budget.saturating_sub(self.unread) / 2;
+        // Most readers stop at the end of a file; that this one does not is tried as long as the others did not, either.
+        let file_end = stream.file.as_ref().filter(|_| !stream.crossed).map_or(blob_size, |file| file.end);
+        let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
+        let end = file_end.saturating_add(past).min(blob_size);
+        let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
+        // Whole steps: many small requests cost more than the bytes.
+        let last = target == file_end.min(blob_size);
+        if target.saturating_sub(stream.ahead) < if last { 1 } else { step } {
+            return None;
+        }
+        let range = stream.ahead..if last { target } else { target - target % (64 << 10) };
+        let fetched_past = range.end.saturating_sub(range.start.max(file_end));
+        self.unread = self.unread.saturating_add(range.end - range.start);
+        self.past = self.past.saturating_add(fetched_past);
+        stream.past = stream.past.saturating_add(fetched_past);
+        stream.ahead = range.end;
+        Some(Ahead { range, step })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KIB: u64 = 1 << 10;
-    const LARGEST: u64 = 8 << 20;
-
-    fn blob() -> Digest {
-        Digest::sha256_of(b"")
-    }
-
-    #[test]
-    fn a_sequential_reader_is_fetched_ahead_in_growing_windows() {
-        let mut streams = Streams::default();
-        let (mut fetched, mut largest) = (0, 0);
-        for at in (0..64 << 20).step_by(128 << 10) {
-            if let Some(ahead) = streams.note(&blob(), at..at + 128 * KIB, LARGEST) {
-                assert!(ahead.start >= fetched, "nothing twice");
-                assert!(ahead.end >= at + 128 * KIB);
-                fetched = ahead.end;
-                largest = largest.max(ahead.end - ahead.start);
-            }
-        }
-        assert!(fetched >= 64 << 20);
-        assert!(largest > 2 << 20 && largest <= LARGEST);
-    }
-
-    #[test]
-    fn members_behind_their_headers_are_one_stream() {
-        let mut streams = Streams::default();
-        let mut ahead = 0;
-        for member in 0..100 {
-            let at = member * (32 * KIB + 1536) + 1536;
-            ahead += u64::from(streams.note(&blob(), at..at + 32 * KIB, LARGEST).is_some());
-        }
-        assert!(ahead > 3, "{ahead}");
-    }
-
-    #[test]
-    fn heads_of_files_and_random_reads_start_nothing() {
-        let mut streams = Streams::default();
-        for file in 0..1000 {
-            let at = file * 140 * KIB;
-            assert_eq!(streams.note(&blob(), at..at + 4 * KIB, LARGEST), None);
-        }
-        for n in 0..1000_u64 {
-            let at = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24;
-            assert_eq!(streams.note(&blob(), at..at + 4 * KIB, LARGEST), None);
-        }
-        assert!(streams.0.iter().map(|(_, streams)| streams.len()).sum::<usize>() <= STREAMS);
-    }
-
-    #[test]
-    fn what_is_fetched_in_vain_stays_below_half_of_what_was_read() {
-        for length in [200 * KIB, 327_680, 1 << 20, 10 << 20] {
-            let mut streams = Streams::default();
-            let mut fetched = 0;
-            for at in (0..length).step_by(64 << 10) {
-                if let Some(ahead) = streams.note(&blob(), at..(at + 64 * KIB).min(length), LARGEST) {
-                    fetched = ahead.end;
-                }
-            }
-            assert!(fetched <= length + length / 2 + 64 * KIB, "{fetched} of {length}");
-        }
-    }
-
-    #[test]
-    fn readers_of_many_blobs_do_not_disturb_each_other() {
-        let mut streams = Streams::default();
-        let blobs: Vec<_> = (0..8_u8).map(|n| Digest::sha256_of(&[n])).collect();
-        let mut ahead = 0;
-        for at in (0..4 << 20).step_by(128 << 10) {
-            for blob in &blobs {
-                ahead += u64::from(streams.note(blob, at..at + 128 * KIB, LARGEST).is_some());
-            }
-        }
-        assert!(ahead > 8 * 4, "{ahead}");
-    }
-}
+mod tests;

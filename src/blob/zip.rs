@@ -73,7 +73,8 @@ impl Zip {
             Method::Stored => {
                 let data = self.members.data_start(member).await?;
                 let wanted = data.saturating_add(range.start - start)..data.saturating_add(range.end - start);
-                let bytes = self.data.read(blob, wanted).await?;
+                let file = data..data.saturating_add(member.size);
+                let bytes = self.data.read_file(blob, file, wanted).await?;
                 if range == (start..end) && crc32fast::hash(&bytes) != member.crc {
                     return Err(damaged(blob));
                 }
@@ -83,7 +84,7 @@ impl Zip {
                 // Nothing is fetched beyond this member: the next one may be damaged.
                 let view = Descriptor { size: end, ..blob.clone() };
                 if member.size > SMALL {
-                    return self.inflated.read(&view, range).await;
+                    return self.inflated.read_file(&view, start..end, range).await;
                 }
                 let whole = self.inflated.read(&view, start..end).await?;
                 let cut = (range.start - start) as usize..(range.end - start) as usize;

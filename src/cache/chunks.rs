@@ -21,6 +21,9 @@ use crate::oci::{Descriptor, Digest};
 /// Most chunks in one request.
 const LONGEST_RUN: u64 = 16;
 
+/// A byte in flight is there twice: in the answer, and in its copy in chunks.
+const COST: u64 = 2;
+
 /// A decorator of a source; see the module.
 pub struct ChunkCache {
     shared: Arc<SharedState>,
@@ -131,6 +134,11 @@ impl ChunkCache {
         }
         let in_memory = self.shared.in_memory(blob, range);
         in_memory.or_else(|| self.shared.disk.as_ref()?.existing(blob)?.read(range.clone()))
+    }
+
+    /// Bytes that a request could have now without waiting for others.
+    pub fn room(&self) -> u64 {
+        self.shared.in_flight.available_permits() as u64 / COST
     }
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
@@ -357,9 +365,9 @@ fn chunk_numbers(range: &Range<u64>) -> Range<u64> {
     range.start / CHUNK..range.end.div_ceil(CHUNK)
 }
 
-/// Bytes in flight for a run: the answer, and its copy in chunks.
+/// Bytes in flight for a run.
 fn run_cost(run: &Range<u64>) -> u64 {
-    (run.end - run.start) * CHUNK * 2
+    (run.end - run.start) * CHUNK * COST
 }
 
 /// `range` of the blob out of the chunks that cover it.

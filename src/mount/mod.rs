@@ -212,7 +212,7 @@ impl Mount {
                 Some(Node::LayerFile(number)) => {
                     let blob = &self.layer(number)?.descriptor;
                     let range = range.start.min(blob.size)..range.end.min(blob.size);
-                    self.read_in_time(&blob.digest, self.sources.data.read(blob, range)).await
+                    self.read_in_time(&blob.digest, self.sources.data.read_file(blob, 0..blob.size, range)).await
                 }
                 _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
             },
@@ -313,7 +313,10 @@ impl Contents {
         let segments: Vec<Segment> = self.index.segments(file, range).collect();
         // Nearly always: one piece, given out without a copy.
         if let [Segment::Data(range)] = segments.as_slice() {
-            return self.source.read(&self.blob, range.clone()).await;
+            return match self.index.segments(file, 0..u64::MAX).next() {
+                Some(Segment::Data(file)) => self.source.read_file(&self.blob, file, range.clone()).await,
+                _ => self.source.read(&self.blob, range.clone()).await,
+            };
         }
         let mut bytes = BytesMut::new();
         for segment in segments {

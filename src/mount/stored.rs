@@ -111,4 +111,16 @@ impl BlobSource for Later {
         }
         .boxed()
     }
+    fn read_file<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        file: Range<u64>,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Bytes>> {
+        async move {
+            let source = self.opening().await?;
+            source.read_file(blob, file, range).await
+        }
+        .boxed()
+    }
 }
