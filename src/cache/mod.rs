@@ -5,8 +5,10 @@ mod blob_file;
 mod checkpoints;
 mod chunks;
 mod disk;
+mod eviction;
 mod folder;
 mod indexes;
+mod own_file;
 
 pub use chunks::{ChunkCache, MemoryReservation};
 pub use disk::DiskCache;

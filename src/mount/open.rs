@@ -48,7 +48,9 @@ impl Mount {
         let artifact = Artifact::resolve(reference, &options, folder.as_ref()).await?;
         let Artifact { digest, manifest, headers, data, chunks, traffic } = artifact;
         let config = read_config(manifest.config.as_ref(), headers.as_ref()).await?;
-        let indexes = options.cache_dir.as_deref().map(|path| Arc::new(Indexes::new(path)));
+        // A stored index may be of bytes that nobody has checked.
+        let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
+        let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
         if let Some(indexes) = indexes.clone() {
             tokio::task::spawn_blocking(move || indexes.clean(SystemTime::now()));
         }
@@ -131,15 +133,24 @@ impl Artifact {
                 let (digest, bytes) = registry.manifest().await?;
                 let disk = folder.filter(|_| options.disk_cache);
                 let disk = disk.and_then(|folder| folder.disk_cache(options.cache_min_free)).map(Arc::new);
-                let cache = Arc::new(ChunkCache::new(registry.clone(), disk, options.memory));
+                let (cache, headers): (_, Arc<dyn BlobSource>) = if options.verify_blobs {
+                    let disk = disk.ok_or_else(|| unverifiable("there is no cache folder to check layers in"))?;
+                    let cache = Arc::new(ChunkCache::of_checked(registry.clone(), disk, options.memory));
+                    (cache.clone(), cache)
+                } else {
+                    (Arc::new(ChunkCache::new(registry.clone(), disk, options.memory)), registry.clone())
+                };
                 Ok(Self {
                     digest,
                     manifest: image_manifest(&bytes, &name)?,
                     traffic: registry.traffic(),
-                    headers: registry,
+                    headers,
                     data: Arc::new(ReadAhead::new(Arc::clone(&cache))),
                     chunks: cache,
                 })
+            }
+            Reference::Layout(_) if options.verify_blobs => {
+                Err(unverifiable("layers of an image layout are not copied to where they are checked"))
             }
             Reference::Layout(reference) => {
                 let name = reference.to_string();
@@ -156,6 +167,10 @@ impl Artifact {
             }
         }
     }
+}
+
+fn unverifiable(cause: &str) -> Error {
+    Error::new(ErrorKind::Usage, "--verify=blob", cause).hint("it needs --cache-dir, and none of --no-disk-cache")
 }
 
 fn image_manifest(bytes: &[u8], reference: &str) -> Result<Manifest> {
