@@ -496,4 +496,80 @@ mod tests {
         assert_eq!((uses.len(), uses[0], uses[1]), (3, 0, 0));
         assert!(uses[2].abs_diff(super::super::seconds_now()) < 100);
     }
+
+    #[test]
+    fn bytes_torn_by_an_eviction_at_the_same_time_are_not_given_out() {
+        let (_dir, path, chunks) = blob(3);
+        let (writer, evictor) =
+            (BlobFile::open(&path, size(&chunks)).unwrap(), BlobFile::open(&path, size(&chunks)).unwrap());
+        // The evictor has cleared the checksums; the writer writes; then the hole is punched.
+        evictor.write_map(&1_u64.to_le_bytes(), GENERATION_AT).unwrap();
+        writer.write(0, &chunks).unwrap();
+        assert_eq!(writer.read(0..10).unwrap(), chunks[0][..10]);
+        fallocate(&evictor.data, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, CHUNK).unwrap();
+        for generation in [1_u64, 2] {
+            evictor.write_map(&generation.to_le_bytes(), GENERATION_AT).unwrap();
+            assert_eq!(writer.read(0..10), None);
+            assert_eq!(writer.read(CHUNK..CHUNK + 10).unwrap(), chunks[1][..10]);
+        }
+        assert_eq!(writer.present(0..3), [false, true, true], "dropped once nobody is at it");
+    }
+
+    #[test]
+    fn another_opening_sees_that_what_it_had_checked_was_evicted_and_written_again() {
+        let (_dir, path, chunks) = blob(3);
+        let (one, other) =
+            (BlobFile::open(&path, size(&chunks)).unwrap(), BlobFile::open(&path, size(&chunks)).unwrap());
+        one.write(0, &chunks).unwrap();
+        assert!(one.checked().holds(0, &(0..3)));
+        one.set_blob_checked(one.generation().unwrap()).unwrap();
+        other.forget(0..1).unwrap();
+        assert!(!one.is_blob_checked());
+        assert_eq!(one.read(0..10), None);
+        other.write(0, &chunks).unwrap();
+        assert!(!one.checked().holds(one.generation().unwrap(), &(0..1)));
+        assert_eq!(one.read(0..CHUNK).unwrap(), chunks[0]);
+    }
+
+    #[test]
+    fn what_others_have_put_in_the_place_of_a_file_is_neither_followed_nor_written_to() {
+        let (dir, path, chunks) = blob(3);
+        std::fs::create_dir(dir.path().join("blobs")).unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::write(&precious, b"precious").unwrap();
+        for place in [path.clone(), map_path(&path)] {
+            let fifo = || {
+                rustix::fs::mknodat(rustix::fs::CWD, &place, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+            };
+            let puts: [&dyn Fn(); 4] = [
+                &|| std::os::unix::fs::symlink(&precious, &place).unwrap(),
+                &|| std::fs::hard_link(&precious, &place).unwrap(),
+                &fifo,
+                &|| drop(std::os::unix::net::UnixListener::bind(&place).unwrap()),
+            ];
+            for put in puts {
+                let _ = std::fs::remove_file(&place);
+                put();
+                assert!(BlobFile::open_existing(&path).is_err());
+                let file = BlobFile::open(&path, size(&chunks)).unwrap();
+                file.write(0, &chunks).unwrap();
+                assert_eq!(file.read(0..CHUNK).unwrap(), chunks[0]);
+            }
+            std::fs::remove_file(&place).unwrap();
+            std::fs::create_dir(&place).unwrap();
+            assert_eq!(BlobFile::open(&path, size(&chunks)).err().unwrap().kind(), io::ErrorKind::InvalidData);
+            std::fs::remove_dir(&place).unwrap();
+        }
+        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_size_that_no_blob_has_costs_no_memory() {
+        let (dir, path, _) = blob(1);
+        assert_eq!(BlobFile::open(&path, 1 << 62).err().unwrap().kind(), io::ErrorKind::Unsupported);
+        std::fs::create_dir_all(dir.path().join("blobs")).unwrap();
+        File::create(&path).unwrap().set_len(1 << 43).unwrap();
+        File::create(map_path(&path)).unwrap();
+        assert!(BlobFile::open_existing(&path).is_err());
+    }
 }

@@ -267,9 +267,7 @@ mod tests {
             cache.write(blob, 0, &vec![chunk.clone(); 128]);
         }
         let age = |blob: &Descriptor, seconds: u32| {
-            let map = fs::File::options().write(true).open(map_path(&cache.path(&blob.digest))).unwrap();
-            let then = (seconds_now() - seconds).to_le_bytes();
-            std::os::unix::fs::FileExt::write_all_at(&map, &[then, then].concat(), 64).unwrap();
+            note_uses(&map_path(&cache.path(&blob.digest)), seconds_now() - seconds);
         };
         age(&old, 1000);
         age(&fresh, 500);
@@ -286,5 +284,76 @@ mod tests {
         let cache = DiskCache::new(file.path().to_owned(), 1 << 30, 0, Arc::default());
         cache.write(&descriptor(1, 1), 0, &[Bytes::from(vec![7; CHUNK as usize])]);
         assert!(cache.blob(&descriptor(1, 1)).is_none());
+    }
+
+    fn note_uses(map: &Path, seconds: u32) {
+        let map = fs::File::options().write(true).open(map).unwrap();
+        let then = seconds.to_le_bytes();
+        std::os::unix::fs::FileExt::write_all_at(&map, &[then, then].concat(), 64).unwrap();
+    }
+
+    #[test]
+    fn uses_noted_before_the_clock_was_set_back_do_not_stop_eviction() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, 0, Arc::default());
+        let chunks = vec![Bytes::from(vec![7; CHUNK as usize]); 128];
+        for n in 0..8 {
+            let blob = descriptor(n, 128);
+            assert!(cache.write(&blob, 0, &chunks).is_some(), "{n}");
+            note_uses(&map_path(&cache.path(&blob.digest)), seconds_now() + 100_000);
+        }
+        assert!(used(dir.path()) <= 32 << 20);
+    }
+
+    #[test]
+    fn what_is_no_blob_does_not_stop_eviction() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, 0, Arc::default());
+        let chunks = vec![Bytes::from(vec![7; CHUNK as usize]); 128];
+        let folder = dir.path().join("blobs/sha256");
+        fs::create_dir_all(folder.join("folder/in.map")).unwrap();
+        fs::write(folder.join("torn"), vec![1; 1 << 20]).unwrap();
+        fs::write(folder.join("orphan.map"), b"x").unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.join("link.map")).unwrap();
+        for n in 0..6 {
+            let blob = descriptor(n, 128);
+            cache.write(&blob, 0, &chunks);
+            if let Some(file) = cache.existing(&blob) {
+                drop(file);
+                note_uses(&map_path(&cache.path(&blob.digest)), seconds_now() - 100);
+            }
+        }
+        assert!(cache.existing(&descriptor(5, 128)).is_some_and(|file| file.seems_whole()));
+        for gone in ["torn", "orphan.map", "link.map"] {
+            assert!(fs::symlink_metadata(folder.join(gone)).is_err(), "{gone}");
+        }
+    }
+
+    #[test]
+    fn many_blobs_take_few_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let open_files = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open_files();
+        let cache = DiskCache::new(dir.path().to_owned(), 1 << 30, u64::MAX >> 1, Arc::default());
+        for n in 0..500_u32 {
+            let blob = Descriptor { digest: Digest::sha256_of(&n.to_le_bytes()), ..descriptor(0, 1) };
+            assert!(cache.blob(&blob).is_some());
+        }
+        cache.write(&descriptor(1, 1), 0, &[Bytes::from(vec![7; CHUNK as usize])]);
+        let now = open_files();
+        assert!(now < before + 2 * OPEN_BLOBS + 100, "{before} then {now}");
+    }
+
+    #[test]
+    fn a_removed_folder_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let cache = DiskCache::new(folder.clone(), 1 << 30, 0, Arc::default());
+        let (blob, chunk) = (descriptor(1, 2), Bytes::from(vec![7; CHUNK as usize]));
+        assert!(cache.write(&blob, 0, std::slice::from_ref(&chunk)).is_some());
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(cache.write(&blob, 1, std::slice::from_ref(&chunk)).is_some());
+        let again = DiskCache::new(folder, 1 << 30, 0, Arc::default());
+        assert_eq!(again.existing(&blob).unwrap().present(0..2), [false, true]);
     }
 }
