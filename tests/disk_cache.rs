@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use eo_mount_testing::files::{forget_pages, pread, xattr};
@@ -90,6 +91,7 @@ fn files_and_layers_tell_what_is_cached_and_checked() {
 
 #[test]
 fn a_blob_that_is_not_its_digest_is_noticed_when_it_is_whole_and_never_read_again() {
+    let _mounts = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     let registry = ScriptedRegistry::start();
     let bytes = noise(7, 600_000);
     let mut wrong = bytes.clone();
@@ -149,7 +151,7 @@ fn no_disk_cache_keeps_no_chunks() {
 
 #[test]
 fn a_full_disk_is_done_without() {
-    in_own_namespace("a_full_disk_is_done_without", || {
+    alone("a_full_disk_is_done_without", || {
         let data = Data::new(&[10_000], 4);
         fs::create_dir_all(data.folder()).unwrap();
         mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"], &data.folder());
@@ -165,7 +167,7 @@ fn a_full_disk_is_done_without() {
 
 #[test]
 fn a_folder_that_becomes_read_only_or_goes_away_is_done_without() {
-    in_own_namespace("a_folder_that_becomes_read_only_or_goes_away_is_done_without", || {
+    alone("a_folder_that_becomes_read_only_or_goes_away_is_done_without", || {
         let data = Data::new(&[10_000, 10_001, 10_002], 8);
         let mounted = data.mount();
         data.expect(&mounted, 0, S2);
@@ -182,7 +184,7 @@ fn a_folder_that_becomes_read_only_or_goes_away_is_done_without() {
 
 #[test]
 fn two_mounts_share_a_small_cache_within_its_bound() {
-    in_own_namespace("two_mounts_share_a_small_cache_within_its_bound", || {
+    alone("two_mounts_share_a_small_cache_within_its_bound", || {
         let data = Data::new(&[10_000, 10_001, 10_002, 10_003], 1);
         let limit = 64 * MIB;
         // A file system of its own tells what is used at one moment, and of removed files that are open, too.
@@ -218,8 +220,19 @@ fn two_mounts_share_a_small_cache_within_its_bound() {
     });
 }
 
+/// A new namespace has a copy of every mount, which would outlive its unmounting: no two of these tests at once.
+static MOUNTS: RwLock<()> = RwLock::new(());
+
+#[track_caller]
+fn alone(test: &str, body: impl FnOnce()) {
+    let inside = std::env::var_os("EO_MOUNT_TEST_NAMESPACE").is_some();
+    let _alone = (!inside).then(|| MOUNTS.write().unwrap_or_else(PoisonError::into_inner));
+    in_own_namespace(test, body);
+}
+
 /// A dataset, and one home for all who mount it.
 struct Data {
+    _mounts: RwLockReadGuard<'static, ()>,
     registry: ScriptedRegistry,
     artifact: Artifact,
     tars: Vec<(u32, VirtualTar)>,
@@ -228,6 +241,7 @@ struct Data {
 
 impl Data {
     fn new(ids: &[u32], scale: u32) -> Self {
+        let _mounts = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
         let registry = ScriptedRegistry::start();
         let tars: Vec<_> = ids.iter().map(|id| (*id, patch_tar_plan(*id, scale))).collect();
         let mut artifact = Artifact::new();
@@ -235,7 +249,7 @@ impl Data {
             artifact = artifact.layer(Some(&format!("sample/{id}.tar")), TAR_TYPE, tar.to_bytes());
         }
         artifact.push(&registry, "pastis", "some");
-        Self { registry, artifact, tars, home: Home::new() }
+        Self { _mounts, registry, artifact, tars, home: Home::new() }
     }
 
     fn call(&self) -> EoMount {

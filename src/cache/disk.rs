@@ -21,6 +21,8 @@ const OPEN_BLOBS: usize = 128;
 const SHARE_UNSEEN: u64 = 64;
 /// Without writing, after the disk refused.
 const REST: Duration = Duration::from_secs(30);
+/// Without writing, while all that is kept is being read.
+const PAUSE: Duration = Duration::from_millis(200);
 
 pub struct DiskCache {
     /// The whole cache folder; blobs are below `blobs`.
@@ -139,12 +141,16 @@ impl DiskCache {
     }
 
     fn is_resting(&self) -> bool {
-        self.resting.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+        self.resting().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn resting(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk is full, read-only or gone: the mount goes on without writing to it, and tries again later.
     fn rest(&self, error: &io::Error) {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resting = self.resting();
         let now = Instant::now();
         if resting.is_none_or(|until| until <= now) {
             *resting = now.checked_add(REST);
@@ -180,22 +186,28 @@ impl DiskCache {
             let less = |unseen: u64| Some(unseen.saturating_sub(bytes));
             let _ = self.unseen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         };
-        if !matches!(room, Ok(Room::Busy)) {
-            take_back(seen);
-        }
-        let may = match room {
-            Ok(Room::Enough) => true,
-            Ok(Room::Busy) => unseen < share * 2,
-            Ok(Room::Full) => false,
+        match room {
+            Ok(Room::Enough) => {
+                take_back(seen);
+                true
+            }
+            Ok(Room::Busy) if unseen < share * 2 => true,
+            Ok(Room::Busy) => {
+                take_back(bytes);
+                false
+            }
+            // What is unseen stays so: the next write looks again.
+            Ok(Room::Full) => {
+                self.unseen.store(share, Ordering::Relaxed);
+                *self.resting() = Instant::now().checked_add(PAUSE);
+                false
+            }
             Err(error) => {
+                self.unseen.store(share, Ordering::Relaxed);
                 self.rest(&error);
                 false
             }
-        };
-        if !may {
-            take_back(bytes);
         }
-        may
     }
 
     /// Files that were taken away take space that nobody counts as long as they are open.
