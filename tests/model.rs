@@ -127,6 +127,7 @@ fn options() -> Options {
         cache_size: None,
         cache_min_free: 0,
         disk_cache: true,
+        verify_blobs: false,
         uid: 0,
         gid: 0,
         preserve_owner: false,

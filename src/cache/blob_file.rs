@@ -1,90 +1,138 @@
 //! One blob in the cache folder: the blob itself, with holes, and beside it a map with a checksum for each chunk that is
 //! there. Processes share both: a chunk is written before its checksum, and its checksum is taken back before its bytes.
+//!
+//! Nobody waits for anybody. What makes that safe is the generation in the map: odd while chunks are given up, another one
+//! afterwards. A chunk that was checked once is given out unchecked only while the generation stays what it was; in doubt it
+//! is checked again, and what two processes did to it at once is then seen, and fetched again.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CHUNK;
+use super::own_file::{open_or_make, open_own};
 
 /// Chunks whose use is noted together, and which are evicted together: 4 MiB.
 pub const GROUP: u64 = 64;
+/// Largest blob that is kept, in bytes: what is held in memory for an open one grows with it.
+pub const LARGEST: u64 = 1 << 40;
 /// A use is written down at most so often, in seconds.
-const NOTE_AGAIN: u32 = 30;
+const NOTE_AGAIN: u32 = 1;
+/// Attempts to open files that others make, make anew or take away at the same time.
+const ATTEMPTS: u32 = 64;
 
-const MAGIC: [u8; 8] = *b"eo-map 1";
-/// Magic, size of the blob, bytes of a chunk, flags: little-endian, the rest zeros.
+const MAGIC: [u8; 8] = *b"eo-map 2";
+/// Magic, size of the blob, bytes of a chunk, generation, generation in which the whole blob was checked (the lowest bit
+/// set: 0 stands for "never"): little-endian, the rest zeros.
 const HEADER: u64 = 64;
-const FLAGS_AT: u64 = 24;
-const WHOLE_BLOB_CHECKED: u64 = 1;
+const GENERATION_AT: u64 = 24;
+const BLOB_CHECKED_AT: u64 = 32;
 
 /// See the module. The map is: header; for each group the second of its last use (u32); for each chunk its xxh3 (u64, 0:
 /// not here). All little-endian.
 pub struct BlobFile {
+    path: PathBuf,
     data: File,
     map: File,
     size: u64,
-    /// A bit for each chunk whose checksum this process has seen to hold.
-    checked: Vec<AtomicU64>,
+    checked: Mutex<Checked>,
     /// When this process noted the use of each group last.
     noted: Vec<AtomicU32>,
+    /// All chunks before this one were here, once.
+    here_before: AtomicU64,
+    /// Whether somebody has looked whether all of the blob is here.
+    looked_at: AtomicBool,
+}
+
+/// Chunks whose checksum this process has seen to hold in one generation.
+#[derive(Default)]
+struct Checked {
+    generation: u64,
+    /// A bit for each chunk.
+    bits: Vec<u64>,
 }
 
 impl BlobFile {
     /// Opens or makes both files. A map that is not one of this blob is made anew.
+    ///
+    /// # Errors
+    /// `Unsupported` and `InvalidData` are about this blob alone.
     pub fn open(path: &Path, size: u64) -> io::Result<Self> {
+        if size > LARGEST {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "too large to be kept"));
+        }
         if let Some(folder) = path.parent() {
             super::folder::make_private(folder)?;
         }
-        let open =
-            |path: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let chunks = size.div_ceil(CHUNK);
-        let mut file = Self {
-            data: open(path)?,
-            map: open(&map_path(path))?,
-            size,
-            checked: (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            noted: (0..chunks.div_ceil(GROUP)).map(|_| AtomicU32::new(0)).collect(),
-        };
         // Who has the map alone may make it anew or take it away; who uses it shares it.
-        while !file.prepare(path)? {
-            (file.data, file.map) = (open(path)?, open(&map_path(path))?);
+        for _ in 0..ATTEMPTS {
+            let file = Self::new(path, size, open_or_make(path)?, open_or_make(&map_path(path))?);
+            flock(&file.map, FlockOperation::LockShared)?;
+            if file.is_in_place() && file.is_sound()? {
+                return Ok(file);
+            }
+            let alone = flock(&file.map, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if alone && file.is_in_place() && !file.is_sound()? {
+                file.make_anew()?;
+            }
+            std::thread::yield_now();
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "another process uses it as something else"))
+    }
+
+    /// Opens what is there and sound, whatever its size.
+    pub fn open_existing(path: &Path) -> io::Result<Self> {
+        let open = |path: &Path| open_own(path, OpenOptions::new().write(true));
+        let (data, map) = (open(path)?, open(&map_path(path))?);
+        let size = data.metadata()?.len();
+        if size > LARGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too large"));
+        }
+        let file = Self::new(path, size, data, map);
+        flock(&file.map, FlockOperation::NonBlockingLockShared)?;
+        if !file.is_in_place() || !file.is_sound()? {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "no map of this blob"));
         }
         Ok(file)
     }
 
-    /// False if the files were taken away before they were locked.
-    fn prepare(&self, path: &Path) -> io::Result<bool> {
-        let alone = match flock(&self.map, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::WOULDBLOCK) => false,
-            Err(error) => return Err(error.into()),
-        };
-        if alone && !self.is_sound()? {
-            self.map.set_len(0)?;
-            self.data.set_len(0)?;
-            self.data.set_len(self.size)?;
-            self.map.set_len(self.map_length())?;
-            self.map.write_all_at(&self.identity(), 0)?;
+    fn new(path: &Path, size: u64, data: File, map: File) -> Self {
+        let groups = size.div_ceil(CHUNK).div_ceil(GROUP);
+        Self {
+            path: path.to_owned(),
+            data,
+            map,
+            size,
+            checked: Mutex::default(),
+            noted: (0..groups).map(|_| AtomicU32::new(0)).collect(),
+            here_before: AtomicU64::new(0),
+            looked_at: AtomicBool::new(false),
         }
-        flock(&self.map, FlockOperation::LockShared)?;
+    }
+
+    fn make_anew(&self) -> io::Result<()> {
+        self.map.set_len(0)?;
+        self.data.set_len(0)?;
+        self.data.set_len(self.size)?;
+        self.map.set_len(self.map_length())?;
+        self.map.write_all_at(&self.identity(), 0)
+    }
+
+    /// Whether both files still are where they were opened: false when somebody has taken them away.
+    pub fn is_in_place(&self) -> bool {
         let is_at = |file: &File, path: &Path| {
-            std::fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()))
+            fs::symlink_metadata(path)
+                .is_ok_and(|now| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (now.dev(), now.ino())))
         };
-        if !is_at(&self.map, &map_path(path)) || !is_at(&self.data, path) {
-            return Ok(false);
-        }
-        if !self.is_sound()? {
-            return Err(io::Error::other("another process uses it as something else"));
-        }
-        Ok(true)
+        is_at(&self.map, &map_path(&self.path)) && is_at(&self.data, &self.path)
     }
 
     fn is_sound(&self) -> io::Result<bool> {
@@ -93,8 +141,8 @@ impl BlobFile {
         Ok(lengths && self.map.read_exact_at(&mut header, 0).is_ok() && header.starts_with(&self.identity()))
     }
 
-    fn identity(&self) -> [u8; FLAGS_AT as usize] {
-        let mut identity = [0; FLAGS_AT as usize];
+    fn identity(&self) -> [u8; GENERATION_AT as usize] {
+        let mut identity = [0; GENERATION_AT as usize];
         for (place, byte) in
             identity.iter_mut().zip(MAGIC.into_iter().chain(self.size.to_le_bytes()).chain(CHUNK.to_le_bytes()))
         {
@@ -103,8 +151,17 @@ impl BlobFile {
         identity
     }
 
+    /// Bytes of the blob.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn chunks(&self) -> u64 {
+        self.size.div_ceil(CHUNK)
+    }
+
     fn map_length(&self) -> u64 {
-        self.checksum_at(self.size.div_ceil(CHUNK))
+        self.checksum_at(self.chunks())
     }
 
     fn checksum_at(&self, chunk: u64) -> u64 {
@@ -114,7 +171,7 @@ impl BlobFile {
 
     /// Checksum of each chunk, 0 where it is not here.
     fn checksums(&self, chunks: &Range<u64>) -> io::Result<Vec<u64>> {
-        let mut bytes = vec![0; ((chunks.end - chunks.start) * 8) as usize];
+        let mut bytes = vec![0; (chunks.end.saturating_sub(chunks.start) * 8) as usize];
         self.map.read_exact_at(&mut bytes, self.checksum_at(chunks.start))?;
         Ok(bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
     }
@@ -130,29 +187,32 @@ impl BlobFile {
     /// The bytes of a range, if every chunk of it is here and right. A chunk that is not is dropped.
     pub fn read(&self, range: Range<u64>) -> Option<Bytes> {
         let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
+        let generation = self.generation().ok()?;
         let before = self.checksums(&chunks).ok()?;
         if before.contains(&0) {
             return None;
         }
-        let bytes = if chunks.clone().all(|chunk| self.is_checked(chunk)) {
-            self.pread(range.clone())?
+        let bytes = if self.checked().holds(generation, &chunks) {
+            let bytes = self.pread(range)?;
+            // What was given up or written meanwhile may have been read as anything.
+            if self.generation().ok()? != generation || self.checksums(&chunks).ok()? != before {
+                return None;
+            }
+            bytes
         } else {
             let whole = self.pread(chunks.start * CHUNK..(chunks.end * CHUNK).min(self.size))?;
             for ((chunk, bytes), checksum) in chunks.clone().zip(whole.chunks(CHUNK as usize)).zip(&before) {
                 if checksum_of(bytes) != *checksum {
-                    tracing::warn!("the cache holds a damaged chunk; it is fetched again");
-                    let _ = self.forget(chunk..chunk + 1);
+                    self.drop_damaged(chunk, *checksum, generation);
                     return None;
                 }
-                self.set_checked(chunk);
+            }
+            if self.generation().ok()? == generation {
+                self.checked().note(generation, &chunks);
             }
             let start = (range.start - chunks.start * CHUNK) as usize;
             whole.slice(start..start + (range.end - range.start) as usize)
         };
-        // What was evicted meanwhile may have been read as zeros.
-        if self.checksums(&chunks).ok()? != before {
-            return None;
-        }
         self.note_use(&chunks);
         Some(bytes)
     }
@@ -163,54 +223,120 @@ impl BlobFile {
         Some(bytes.into())
     }
 
-    /// Keeps neighbouring chunks, the first of which is `first`.
-    pub fn write(&self, first: u64, chunks: &[Bytes]) -> io::Result<()> {
-        let mut checksums = Vec::with_capacity(chunks.len() * 8);
-        for (chunk, bytes) in (first..).zip(chunks) {
-            self.data.write_all_at(bytes, chunk * CHUNK)?;
-            checksums.extend(checksum_of(bytes).to_le_bytes());
+    fn drop_damaged(&self, chunk: u64, checksum: u64, generation: u64) {
+        // Given up since, or just being given up: that is no damage.
+        let given_up = self.checksums(&(chunk..chunk + 1)).is_ok_and(|now| now != [checksum]);
+        if given_up || self.generation().is_ok_and(|now| now != generation || now % 2 == 1) {
+            return;
         }
-        self.map.write_all_at(&checksums, self.checksum_at(first))?;
+        tracing::warn!("{}: chunk {chunk} is damaged; it is fetched again", self.path.display());
+        let _ = self.write_map(&[0; 8], self.checksum_at(chunk));
+        let _ = self.write_map(&[0; 8], BLOB_CHECKED_AT);
+    }
+
+    /// Keeps neighbouring chunks, the first of which is `first`. Those that are here stay as they are.
+    pub fn write(&self, first: u64, chunks: &[Bytes]) -> io::Result<()> {
         let written = first..first + chunks.len() as u64;
-        written.clone().for_each(|chunk| self.set_checked(chunk));
+        let generation = self.generation()?;
+        let here = self.present(written.clone());
+        for ((chunk, bytes), _) in (first..).zip(chunks).zip(here).filter(|(_, here)| !here) {
+            self.data.write_all_at(bytes, chunk * CHUNK)?;
+            self.write_map(&checksum_of(bytes).to_le_bytes(), self.checksum_at(chunk))?;
+            if self.generation()? == generation {
+                self.checked().note(generation, &(chunk..chunk + 1));
+            }
+        }
+        // Nobody writes to a blob that is whole, unless two processes fetched the same.
+        if self.is_blob_checked() {
+            self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
+        }
         self.note_use(&written);
         Ok(())
     }
 
     /// Gives chunks up, and their space. A reader that is at it sees that they are gone.
+    /// Only one process at a time does this to one folder.
     pub fn forget(&self, chunks: Range<u64>) -> io::Result<()> {
-        let chunks = chunks.start..chunks.end.min(self.size.div_ceil(CHUNK));
-        self.write_flags(0)?;
-        self.map.write_all_at(&vec![0; ((chunks.end - chunks.start) * 8) as usize], self.checksum_at(chunks.start))?;
-        for chunk in chunks.clone() {
-            if let Some((word, bit)) = self.word(chunk) {
-                word.fetch_and(!bit, Ordering::Relaxed);
-            }
-        }
+        let chunks = chunks.start..chunks.end.min(self.chunks());
+        let under_way = self.generation()? | 1;
+        self.write_map(&under_way.to_le_bytes(), GENERATION_AT)?;
+        self.clear_checksums(&chunks)?;
         let bytes = (chunks.end - chunks.start) * CHUNK;
         fallocate(&self.data, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, chunks.start * CHUNK, bytes)?;
-        Ok(())
+        self.write_map(&under_way.wrapping_add(1).to_le_bytes(), GENERATION_AT)
     }
 
-    /// Bytes of the chunks that are here.
-    pub fn cached_bytes(&self) -> u64 {
-        let chunks = 0..self.size.div_ceil(CHUNK);
-        let present = self.present(chunks.clone());
-        chunks.zip(present).filter(|(_, here)| *here).map(|(chunk, _)| CHUNK.min(self.size - chunk * CHUNK)).sum()
+    /// No chunk is here any more. Their space is taken back by whoever evicts next.
+    pub fn drop_all(&self) -> io::Result<()> {
+        self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
+        self.here_before.store(0, Ordering::Relaxed);
+        self.groups().try_for_each(|chunks| self.clear_checksums(&chunks))
+    }
+
+    fn clear_checksums(&self, chunks: &Range<u64>) -> io::Result<()> {
+        self.write_map(&vec![0; ((chunks.end - chunks.start) * 8) as usize], self.checksum_at(chunks.start))
+    }
+
+    /// The chunks of each group.
+    pub fn groups(&self) -> impl Iterator<Item = Range<u64>> {
+        let chunks = self.chunks();
+        (0..chunks).step_by(GROUP as usize).map(move |first| first..(first + GROUP).min(chunks))
+    }
+
+    /// Bytes of a range of the blob that are here.
+    pub fn cached_bytes(&self, range: &Range<u64>) -> u64 {
+        let wanted = range.start / CHUNK..range.end.min(self.size).div_ceil(CHUNK);
+        let overlap = |chunk: u64| {
+            ((chunk + 1) * CHUNK).min(range.end).min(self.size).saturating_sub((chunk * CHUNK).max(range.start))
+        };
+        let mut bytes = 0;
+        for first in wanted.clone().step_by(1024) {
+            let some = first..(first + 1024).min(wanted.end);
+            let here = self.present(some.clone());
+            bytes += some.zip(here).filter(|(_, here)| *here).map(|(chunk, _)| overlap(chunk)).sum::<u64>();
+        }
+        bytes
+    }
+
+    /// Whether all chunks seem to be here. What was given up meanwhile shows when it is read.
+    pub fn seems_whole(&self) -> bool {
+        let mut first = self.here_before.load(Ordering::Relaxed);
+        while first < self.chunks() {
+            let some = first..(first + 1024).min(self.chunks());
+            match self.present(some).iter().position(|here| !here) {
+                Some(missing) => {
+                    self.here_before.store(first + missing as u64, Ordering::Relaxed);
+                    return false;
+                }
+                None => first += 1024,
+            }
+        }
+        // The next time from the start: what is before may have been given up.
+        self.here_before.store(0, Ordering::Relaxed);
+        true
+    }
+
+    /// True for the first who asks.
+    pub fn is_first_look(&self) -> bool {
+        !self.looked_at.load(Ordering::Relaxed) && !self.looked_at.swap(true, Ordering::Relaxed)
+    }
+
+    /// Changes whenever chunks are given up; odd while they are.
+    pub fn generation(&self) -> io::Result<u64> {
+        self.read_word(GENERATION_AT)
     }
 
     /// Whether the whole blob was seen to have its digest, and no chunk was given up since.
     pub fn is_blob_checked(&self) -> bool {
-        let mut flags = [0; 8];
-        self.map.read_exact_at(&mut flags, FLAGS_AT).is_ok() && u64::from_le_bytes(flags) & WHOLE_BLOB_CHECKED != 0
+        match (self.generation(), self.read_word(BLOB_CHECKED_AT)) {
+            (Ok(generation), Ok(checked)) => generation % 2 == 0 && checked == generation | 1,
+            _ => false,
+        }
     }
 
-    pub fn set_blob_checked(&self) -> io::Result<()> {
-        self.write_flags(WHOLE_BLOB_CHECKED)
-    }
-
-    fn write_flags(&self, flags: u64) -> io::Result<()> {
-        self.map.write_all_at(&flags.to_le_bytes(), FLAGS_AT)
+    /// The whole blob had its digest, and all of it was read in this generation.
+    pub fn set_blob_checked(&self, generation: u64) -> io::Result<()> {
+        self.write_map(&(generation | 1).to_le_bytes(), BLOB_CHECKED_AT)
     }
 
     /// Second of the last use of each group, as all processes have noted it.
@@ -227,22 +353,52 @@ impl BlobFile {
             // Not less than: the clock may have been set back.
             if now.abs_diff(noted.load(Ordering::Relaxed)) >= NOTE_AGAIN {
                 noted.store(now, Ordering::Relaxed);
-                let _ = self.map.write_all_at(&now.to_le_bytes(), HEADER + group * 4);
+                let _ = self.write_map(&now.to_le_bytes(), HEADER + group * 4);
             }
         }
     }
 
-    fn word(&self, chunk: u64) -> Option<(&AtomicU64, u64)> {
-        self.checked.get((chunk / 64) as usize).map(|word| (word, 1 << (chunk % 64)))
+    fn checked(&self) -> std::sync::MutexGuard<'_, Checked> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_checked(&self, chunk: u64) -> bool {
-        self.word(chunk).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    fn read_word(&self, at: u64) -> io::Result<u64> {
+        let mut word = [0; 8];
+        self.map.read_exact_at(&mut word, at)?;
+        Ok(u64::from_le_bytes(word))
     }
 
-    fn set_checked(&self, chunk: u64) {
-        if let Some((word, bit)) = self.word(chunk) {
-            word.fetch_or(bit, Ordering::Relaxed);
+    fn write_map(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.map.write_all_at(bytes, at)
+    }
+}
+
+impl Checked {
+    fn begin(&mut self, generation: u64) {
+        if generation > self.generation {
+            (self.generation, self.bits) = (generation, Vec::new());
+        }
+    }
+
+    fn holds(&mut self, generation: u64, chunks: &Range<u64>) -> bool {
+        self.begin(generation);
+        let bit = |chunk: u64| self.bits.get((chunk / 64) as usize).is_some_and(|word| word >> (chunk % 64) & 1 == 1);
+        generation.is_multiple_of(2) && generation == self.generation && chunks.clone().all(bit)
+    }
+
+    fn note(&mut self, generation: u64, chunks: &Range<u64>) {
+        self.begin(generation);
+        if self.generation != generation || generation % 2 == 1 {
+            return;
+        }
+        for chunk in chunks.clone() {
+            let place = (chunk / 64) as usize;
+            if self.bits.len() <= place {
+                self.bits.resize(place + 1, 0);
+            }
+            if let Some(word) = self.bits.get_mut(place) {
+                *word |= 1 << (chunk % 64);
+            }
         }
     }
 }
@@ -286,7 +442,7 @@ mod tests {
             assert_eq!(file.read(4 * CHUNK..4 * CHUNK + 1000).unwrap(), chunks[4]);
             assert_eq!(file.read(0..10), None);
             assert_eq!(file.read(CHUNK..4 * CHUNK), None);
-            assert_eq!(file.cached_bytes(), 2 * CHUNK + 1000);
+            assert_eq!(file.cached_bytes(&(0..size(&chunks))), 2 * CHUNK + 1000);
         }
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 4 * CHUNK, "the rest is holes");
     }
@@ -308,7 +464,7 @@ mod tests {
         let (_dir, path, chunks) = blob(130);
         let file = BlobFile::open(&path, size(&chunks)).unwrap();
         file.write(0, &chunks).unwrap();
-        file.set_blob_checked().unwrap();
+        file.set_blob_checked(file.generation().unwrap()).unwrap();
         assert!(file.is_blob_checked());
         file.forget(64..128).unwrap();
         assert!(!file.is_blob_checked());
@@ -339,5 +495,81 @@ mod tests {
         let uses = file.uses().unwrap();
         assert_eq!((uses.len(), uses[0], uses[1]), (3, 0, 0));
         assert!(uses[2].abs_diff(super::super::seconds_now()) < 100);
+    }
+
+    #[test]
+    fn bytes_torn_by_an_eviction_at_the_same_time_are_not_given_out() {
+        let (_dir, path, chunks) = blob(3);
+        let (writer, evictor) =
+            (BlobFile::open(&path, size(&chunks)).unwrap(), BlobFile::open(&path, size(&chunks)).unwrap());
+        // The evictor has cleared the checksums; the writer writes; then the hole is punched.
+        evictor.write_map(&1_u64.to_le_bytes(), GENERATION_AT).unwrap();
+        writer.write(0, &chunks).unwrap();
+        assert_eq!(writer.read(0..10).unwrap(), chunks[0][..10]);
+        fallocate(&evictor.data, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, CHUNK).unwrap();
+        for generation in [1_u64, 2] {
+            evictor.write_map(&generation.to_le_bytes(), GENERATION_AT).unwrap();
+            assert_eq!(writer.read(0..10), None);
+            assert_eq!(writer.read(CHUNK..CHUNK + 10).unwrap(), chunks[1][..10]);
+        }
+        assert_eq!(writer.present(0..3), [false, true, true], "dropped once nobody is at it");
+    }
+
+    #[test]
+    fn another_opening_sees_that_what_it_had_checked_was_evicted_and_written_again() {
+        let (_dir, path, chunks) = blob(3);
+        let (one, other) =
+            (BlobFile::open(&path, size(&chunks)).unwrap(), BlobFile::open(&path, size(&chunks)).unwrap());
+        one.write(0, &chunks).unwrap();
+        assert!(one.checked().holds(0, &(0..3)));
+        one.set_blob_checked(one.generation().unwrap()).unwrap();
+        other.forget(0..1).unwrap();
+        assert!(!one.is_blob_checked());
+        assert_eq!(one.read(0..10), None);
+        other.write(0, &chunks).unwrap();
+        assert!(!one.checked().holds(one.generation().unwrap(), &(0..1)));
+        assert_eq!(one.read(0..CHUNK).unwrap(), chunks[0]);
+    }
+
+    #[test]
+    fn what_others_have_put_in_the_place_of_a_file_is_neither_followed_nor_written_to() {
+        let (dir, path, chunks) = blob(3);
+        std::fs::create_dir(dir.path().join("blobs")).unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::write(&precious, b"precious").unwrap();
+        for place in [path.clone(), map_path(&path)] {
+            let fifo = || {
+                rustix::fs::mknodat(rustix::fs::CWD, &place, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+            };
+            let puts: [&dyn Fn(); 4] = [
+                &|| std::os::unix::fs::symlink(&precious, &place).unwrap(),
+                &|| std::fs::hard_link(&precious, &place).unwrap(),
+                &fifo,
+                &|| drop(std::os::unix::net::UnixListener::bind(&place).unwrap()),
+            ];
+            for put in puts {
+                let _ = std::fs::remove_file(&place);
+                put();
+                assert!(BlobFile::open_existing(&path).is_err());
+                let file = BlobFile::open(&path, size(&chunks)).unwrap();
+                file.write(0, &chunks).unwrap();
+                assert_eq!(file.read(0..CHUNK).unwrap(), chunks[0]);
+            }
+            std::fs::remove_file(&place).unwrap();
+            std::fs::create_dir(&place).unwrap();
+            assert_eq!(BlobFile::open(&path, size(&chunks)).err().unwrap().kind(), io::ErrorKind::InvalidData);
+            std::fs::remove_dir(&place).unwrap();
+        }
+        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_size_that_no_blob_has_costs_no_memory() {
+        let (dir, path, _) = blob(1);
+        assert_eq!(BlobFile::open(&path, 1 << 62).err().unwrap().kind(), io::ErrorKind::Unsupported);
+        std::fs::create_dir_all(dir.path().join("blobs")).unwrap();
+        File::create(&path).unwrap().set_len(1 << 43).unwrap();
+        File::create(map_path(&path)).unwrap();
+        assert!(BlobFile::open_existing(&path).is_err());
     }
 }

@@ -1,14 +1,15 @@
 //! Chunks in memory, and behind them those on disk: in memory the least recently used go first, and all who want the same
 //! missing chunk wait for one request.
 
-use std::collections::HashMap;
+mod memory;
+mod whole;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use lru::LruCache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::CHUNK;
@@ -17,9 +18,14 @@ use super::disk::DiskCache;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
+use memory::Chunks;
+pub use memory::MemoryReservation;
+use whole::Whole;
 
 /// Most chunks in one request.
 const LONGEST_RUN: u64 = 16;
+/// More requests than ever are under way.
+const WRITES: u32 = 1 << 16;
 
 /// A byte in flight is there twice: in the answer, and in its copy in chunks.
 const COST: u64 = 2;
@@ -36,6 +42,9 @@ struct SharedState {
     memory: u64,
     /// Bytes that requests under way may still take.
     in_flight: Arc<Semaphore>,
+    /// One for each request whose chunks are not on disk yet.
+    unwritten: Arc<Semaphore>,
+    whole: Arc<Whole>,
     chunks: Arc<Mutex<Chunks>>,
 }
 
@@ -47,15 +56,6 @@ enum Space {
     Content,
     /// A longer piece of it, by its first byte: what is decoded at once.
     Segment,
-}
-
-struct Chunks {
-    kept: LruCache<Key, Bytes>,
-    bytes: u64,
-    limit: u64,
-    coming: HashMap<Key, Coming>,
-    /// Bytes that content under way may still take; there is none before there is compressed content.
-    content_in_flight: Option<Arc<Semaphore>>,
 }
 
 /// Blob and number of the chunk in it.
@@ -78,16 +78,27 @@ enum Found {
 impl ChunkCache {
     /// `memory`: bytes of all chunks, kept and under way.
     pub fn new(source: Arc<dyn BlobSource>, disk: Option<Arc<DiskCache>>, memory: u64) -> Self {
+        Self::with(source, disk, memory, Whole::default())
+    }
+
+    /// Gives out bytes only of blobs that were fetched whole and have their digest.
+    pub fn of_checked(source: Arc<dyn BlobSource>, disk: Arc<DiskCache>, memory: u64) -> Self {
+        Self::with(source, Some(disk), memory, Whole::of_all())
+    }
+
+    fn with(source: Arc<dyn BlobSource>, disk: Option<Arc<DiskCache>>, memory: u64, whole: Whole) -> Self {
         let in_flight = memory / 4;
-        let chunks = Chunks {
-            kept: LruCache::unbounded(),
-            bytes: 0,
-            limit: memory - in_flight,
-            coming: HashMap::new(),
-            content_in_flight: None,
+        let shared = SharedState {
+            source,
+            disk,
+            space: Space::Blob,
+            memory,
+            in_flight: semaphore(in_flight),
+            unwritten: semaphore(u64::from(WRITES)),
+            whole: Arc::new(whole),
+            chunks: Arc::new(Mutex::new(Chunks::new(memory - in_flight))),
         };
-        let (in_flight, chunks) = (semaphore(in_flight), Arc::new(Mutex::new(chunks)));
-        Self { shared: Arc::new(SharedState { source, disk, space: Space::Blob, memory, in_flight, chunks }) }
+        Self { shared: Arc::new(shared) }
     }
 
     /// The same cache for the content of compressed blobs, in the same memory. What is under way has an eighth of its
@@ -100,8 +111,17 @@ impl ChunkCache {
             chunks.evict();
         }
         let in_flight = Arc::clone(chunks.content_in_flight.get_or_insert_with(|| semaphore(memory / 8)));
-        let chunks = Arc::clone(&self.shared.chunks);
-        Self { shared: Arc::new(SharedState { source, disk: None, space: Space::Content, memory, in_flight, chunks }) }
+        let shared = SharedState {
+            source,
+            disk: None,
+            space: Space::Content,
+            memory,
+            in_flight,
+            unwritten: semaphore(u64::from(WRITES)),
+            whole: Arc::default(),
+            chunks: Arc::clone(&self.shared.chunks),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// What [`Self::keep_segment`] kept, if it is still there.
@@ -116,11 +136,7 @@ impl ChunkCache {
 
     /// Takes memory away from the chunks for as long as the reservation lives. `None`: too much of it is taken already.
     pub fn reserve(&self, bytes: u64) -> Option<MemoryReservation> {
-        let mut chunks = self.shared.chunks();
-        let left = chunks.limit.checked_sub(bytes).filter(|left| *left >= self.shared.memory / 4)?;
-        chunks.limit = left;
-        chunks.evict();
-        Some(MemoryReservation { chunks: Arc::clone(&self.shared.chunks), bytes })
+        memory::reserve(&self.shared.chunks, bytes, self.shared.memory / 4)
     }
 
     pub fn memory(&self) -> u64 {
@@ -143,9 +159,16 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        let (missing, _) = self.shared.missing(&self.shared.chunks(), blob, &range);
+        if self.shared.must_be_checked(blob) {
+            return;
+        }
+        let on_disk = self.shared.on_disk(blob, &range);
+        let mut chunks = self.shared.chunks();
+        let missing = self.shared.missing(&chunks, blob, &range, &on_disk);
         if missing.iter().map(run_cost).sum::<u64>() < self.shared.in_flight.available_permits() as u64 {
-            self.shared.find(blob, &range);
+            for run in missing {
+                self.shared.ask_for(&mut chunks, blob, run);
+            }
         }
     }
 
@@ -153,6 +176,13 @@ impl ChunkCache {
         if range.start >= range.end {
             return std::future::ready(Ok(Bytes::new())).boxed();
         }
+        if self.shared.must_be_checked(blob) {
+            return self.read_checked(blob, range);
+        }
+        self.read_as_it_is(blob, range)
+    }
+
+    fn read_as_it_is(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
         if let Some(bytes) = self.shared.at_hand(blob, &range) {
             return std::future::ready(Ok(bytes)).boxed();
         }
@@ -169,24 +199,6 @@ impl ChunkCache {
     }
 }
 
-/// Memory that is not for chunks, given back on drop.
-pub struct MemoryReservation {
-    chunks: Arc<Mutex<Chunks>>,
-    bytes: u64,
-}
-
-impl MemoryReservation {
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
-impl Drop for MemoryReservation {
-    fn drop(&mut self) {
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).limit += self.bytes;
-    }
-}
-
 impl BlobSource for ChunkCache {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         self.read_range(blob, range)
@@ -200,8 +212,14 @@ impl SharedState {
     }
 
     /// A range that is all in memory, or all on disk.
-    fn at_hand(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
-        self.in_memory(blob, range).or_else(|| self.disk.as_ref()?.blob(blob)?.read(range.clone()))
+    fn at_hand(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
+        if let Some(bytes) = self.in_memory(blob, range) {
+            return Some(bytes);
+        }
+        let file = self.disk.as_ref()?.blob(blob)?;
+        let bytes = file.read(range.clone())?;
+        self.look_whether_whole(blob, &file);
+        Some(bytes)
     }
 
     fn in_memory(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
@@ -213,18 +231,23 @@ impl SharedState {
         Some(cut_out(&kept?, range))
     }
 
-    /// Runs of chunks that are neither kept, nor coming, nor on disk; and the blob on disk.
+    /// The blob on disk, and which chunks are there.
+    fn on_disk(&self, blob: &Descriptor, range: &Range<u64>) -> Option<(Arc<BlobFile>, Vec<bool>)> {
+        let file = self.disk.as_ref()?.blob(blob)?;
+        let present = file.present(chunk_numbers(range));
+        Some((file, present))
+    }
+
+    /// Runs of chunks that are neither kept, nor coming, nor on disk.
     fn missing(
         &self,
         chunks: &Chunks,
         blob: &Descriptor,
         range: &Range<u64>,
-    ) -> (Vec<Range<u64>>, Option<Arc<BlobFile>>) {
-        let numbers = chunk_numbers(range);
-        let file = self.disk.as_ref().and_then(|disk| disk.blob(blob));
-        let on_disk = file.as_ref().map_or_else(Vec::new, |file| file.present(numbers.clone()));
-        let on_disk = on_disk.into_iter().chain(std::iter::repeat(false));
-        let missing = numbers.zip(on_disk).filter(|(number, on_disk)| {
+        on_disk: &Option<(Arc<BlobFile>, Vec<bool>)>,
+    ) -> Vec<Range<u64>> {
+        let on_disk = on_disk.iter().flat_map(|(_, present)| present.iter().copied()).chain(std::iter::repeat(false));
+        let missing = chunk_numbers(range).zip(on_disk).filter(|(number, on_disk)| {
             let key = (self.space, blob.digest.clone(), *number);
             !on_disk && !chunks.kept.contains(&key) && !chunks.coming.contains_key(&key)
         });
@@ -235,14 +258,15 @@ impl SharedState {
                 _ => runs.push(number..number + 1),
             }
         }
-        (runs, file)
+        runs
     }
 
     /// Every chunk of `range`: kept, already coming, on disk, or asked for now, one request a run.
     fn find(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Vec<Found> {
+        // Not while all others wait for the chunks in memory.
+        let on_disk = self.on_disk(blob, range);
         let mut chunks = self.chunks();
-        let (missing, file) = self.missing(&chunks, blob, range);
-        for run in missing {
+        for run in self.missing(&chunks, blob, range, &on_disk) {
             self.ask_for(&mut chunks, blob, run);
         }
         chunk_numbers(range)
@@ -253,7 +277,7 @@ impl SharedState {
                 }
                 match chunks.coming.get(&key) {
                     Some(coming) => Some(Found::Coming(coming.clone(), number)),
-                    None => Some(Found::OnDisk(Arc::clone(file.as_ref()?), number)),
+                    None => on_disk.as_ref().map(|(file, _)| Found::OnDisk(Arc::clone(file), number)),
                 }
             })
             .collect()
@@ -302,21 +326,30 @@ impl SharedState {
         // Copies, so that one kept chunk does not hold the memory of its whole run.
         let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
         drop(bytes);
-        let mut chunks = self.chunks();
-        for (number, chunk) in run.clone().zip(run_chunks.iter()) {
-            chunks.keep((self.space, blob.digest.clone(), number), chunk.clone());
-        }
-        drop(chunks);
+        // Before it is no longer coming: who waits until all is written must not miss it.
+        let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
+        self.keep(&blob, &run, &run_chunks);
         drop(cleared);
         if let Some(disk) = self.disk.clone() {
-            let (blob, run_chunks) = (blob.clone(), Arc::clone(&run_chunks));
+            let (state, blob, run_chunks) = (Arc::clone(&self), blob.clone(), Arc::clone(&run_chunks));
             tokio::task::spawn_blocking(move || {
-                disk.write(&blob, run.start, &run_chunks);
+                let file = disk.write(&blob, run.start, &run_chunks);
+                drop(run_chunks);
                 // Not before: a slow disk must slow the requests down.
-                drop(memory);
+                drop((memory, unwritten));
+                if let Some(file) = file {
+                    state.check_if_whole(&blob, &file);
+                }
             });
         }
         Ok(run_chunks)
+    }
+
+    fn keep(&self, blob: &Descriptor, run: &Range<u64>, run_chunks: &[Bytes]) {
+        let mut chunks = self.chunks();
+        for (number, chunk) in run.clone().zip(run_chunks) {
+            chunks.keep((self.space, blob.digest.clone(), number), chunk.clone());
+        }
     }
 
     async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
@@ -336,23 +369,6 @@ impl Drop for ClearComing<'_> {
         let mut chunks = self.state.chunks();
         for number in self.run.clone() {
             chunks.coming.remove(&(self.state.space, self.blob.clone(), number));
-        }
-    }
-}
-
-impl Chunks {
-    fn keep(&mut self, key: Key, chunk: Bytes) {
-        self.bytes += chunk.len() as u64;
-        if let Some(old) = self.kept.put(key, chunk) {
-            self.bytes -= old.len() as u64;
-        }
-        self.evict();
-    }
-
-    fn evict(&mut self) {
-        while self.bytes > self.limit {
-            let Some((_, old)) = self.kept.pop_lru() else { break };
-            self.bytes -= old.len() as u64;
         }
     }
 }

@@ -1,49 +1,44 @@
 //! Chunks on disk: blobs with holes, by digest, shared by all mounts and processes of the user.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
-use rustix::fs::{FlockOperation, flock};
 
-use super::blob_file::{BlobFile, GROUP, map_path};
-use super::{CHUNK, seconds_now};
+use super::blob_file::{BlobFile, LARGEST};
+use super::eviction::{BLOBS, Bounds, Room};
 use crate::oci::{Descriptor, Digest};
 
-/// Folder of the blobs in the cache folder.
-const BLOBS: &str = "blobs";
-/// Blobs held open at once, two files each.
-const OPEN_BLOBS: usize = 256;
+/// Blobs held open at once, two files each: a process may have 1,024 (`ulimit -n`), connections included.
+const OPEN_BLOBS: usize = 128;
 /// Of the limit: what may be written between two looks at what is used. Eight processes that write at once stay below
-/// the limit together, because eviction begins an eighth before it.
+/// the limit together, because eviction begins a quarter before it, and a process writes twice this much at most while
+/// somebody evicts.
 const SHARE_UNSEEN: u64 = 64;
-/// Seconds without writing after the disk refused.
-const REST: u32 = 30;
-/// Bytes of the largest blob that is kept: its map takes memory as well, and a manifest may say any size.
-const LARGEST: u64 = 256 << 30;
-/// Seconds in which a group counts as being read.
-const IN_USE: u32 = 2;
+/// Without writing, after the disk refused.
+const REST: Duration = Duration::from_secs(30);
+/// Without writing, while all that is kept is being read.
+const PAUSE: Duration = Duration::from_millis(200);
 
 pub struct DiskCache {
     /// The whole cache folder; blobs are below `blobs`.
     folder: PathBuf,
-    /// Bytes that the whole folder may hold.
-    limit: u64,
+    bounds: Bounds,
     /// Bytes of it in files without a name.
     unnamed: Arc<AtomicU64>,
-    /// Bytes of the file system that are left free.
-    min_free: u64,
+    /// Never held over a call to the disk.
     open: Mutex<LruCache<Digest, Arc<BlobFile>>>,
+    /// Who opens a blob, one at a time.
+    opening: Mutex<()>,
     /// Bytes written since what is used was last counted.
     unseen: AtomicU64,
-    counting: Mutex<()>,
-    /// Second until which nothing is written, after a refusal.
-    resting: AtomicU64,
+    evicting: Mutex<()>,
+    /// Until when nothing is written, after a refusal.
+    resting: Mutex<Option<Instant>>,
 }
 
 impl DiskCache {
@@ -51,226 +46,189 @@ impl DiskCache {
     pub fn new(folder: PathBuf, limit: u64, min_free: u64, unnamed: Arc<AtomicU64>) -> Self {
         Self {
             folder,
-            limit,
+            bounds: Bounds { limit, min_free },
             unnamed,
-            min_free,
             open: Mutex::new(LruCache::unbounded()),
+            opening: Mutex::default(),
             // The first write looks.
-            unseen: AtomicU64::new(limit),
-            counting: Mutex::new(()),
-            resting: AtomicU64::new(0),
+            unseen: AtomicU64::new(limit / SHARE_UNSEEN),
+            evicting: Mutex::default(),
+            resting: Mutex::default(),
         }
     }
 
+    /// Bytes that the folder may hold.
+    pub fn limit(&self) -> u64 {
+        self.bounds.limit
+    }
+
+    /// The blob in the folder, empty at first. `None`: it is done without.
     pub fn blob(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
-        if blob.size == 0 || blob.size > LARGEST || self.is_resting() {
+        if blob.size == 0 || blob.size > LARGEST {
             return None;
         }
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = open.get(&blob.digest) {
-            return Some(Arc::clone(file));
+        if let Some(file) = self.opened(&blob.digest) {
+            return (file.size() == blob.size).then_some(file);
+        }
+        let turn = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = self.opened(&blob.digest) {
+            return (file.size() == blob.size).then_some(file);
         }
         match BlobFile::open(&self.path(&blob.digest), blob.size) {
             Ok(file) => {
                 let file = Arc::new(file);
+                let mut open = self.open();
                 open.put(blob.digest.clone(), Arc::clone(&file));
-                if open.len() > OPEN_BLOBS {
-                    open.pop_lru();
-                }
+                let last = (open.len() > OPEN_BLOBS).then(|| open.pop_lru());
+                drop(open);
+                // Closing is a call to the disk, too.
+                drop(last);
                 Some(file)
             }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidData) => {
+                tracing::debug!("{}: {error}; it is not kept on disk", blob.digest);
+                None
+            }
             Err(error) => {
-                drop(open);
+                drop(turn);
                 self.rest(&error);
                 None
             }
         }
     }
 
-    /// Only if something of it is here.
+    /// The blob if it is in the folder.
     pub fn existing(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
-        if !self.path(&blob.digest).exists() {
-            return None;
-        }
-        self.blob(blob)
+        let opened = self.opened(&blob.digest);
+        let file = opened.or_else(|| BlobFile::open_existing(&self.path(&blob.digest)).map(Arc::new).ok())?;
+        (file.size() == blob.size).then_some(file)
+    }
+
+    fn opened(&self, digest: &Digest) -> Option<Arc<BlobFile>> {
+        self.open().get(digest).cloned()
+    }
+
+    fn open(&self) -> MutexGuard<'_, LruCache<Digest, Arc<BlobFile>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(BLOBS).join(digest.algorithm()).join(digest.hex())
     }
 
-    /// Keeps neighbouring chunks, the first of which is `first`. Blocks on the disk.
-    pub fn write(&self, blob: &Descriptor, first: u64, chunks: &[Bytes]) {
-        let Some(file) = self.blob(blob) else { return };
+    /// Keeps neighbouring chunks, the first of which is `first`, and gives the blob that they are in. Blocks on the disk.
+    pub fn write(&self, blob: &Descriptor, first: u64, chunks: &[Bytes]) -> Option<Arc<BlobFile>> {
+        if self.is_resting() {
+            return None;
+        }
+        let mut file = self.blob(blob)?;
+        if !file.is_in_place() {
+            // The folder was cleared, or another is there now.
+            self.open().pop(&blob.digest);
+            file = self.blob(blob)?;
+        }
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         if !self.make_room(bytes) {
-            return;
+            return None;
         }
-        if let Err(error) = file.write(first, chunks) {
-            self.rest(&error);
+        match file.write(first, chunks) {
+            Ok(()) => Some(file),
+            Err(error) => {
+                self.rest(&error);
+                None
+            }
         }
     }
 
     fn is_resting(&self) -> bool {
-        u64::from(seconds_now()) < self.resting.load(Ordering::Relaxed)
+        self.resting().is_some_and(|until| Instant::now() < until)
     }
 
-    /// The disk is full, read-only or gone: the mount goes on without it, and tries again later.
+    fn resting(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk is full, read-only or gone: the mount goes on without writing to it, and tries again later.
     fn rest(&self, error: &io::Error) {
-        let until = u64::from(seconds_now().saturating_add(REST));
-        if self.resting.swap(until, Ordering::Relaxed) == 0 {
-            tracing::warn!("{}: {error}; going on without the cache on disk for now", self.folder.display());
+        let mut resting = self.resting();
+        let now = Instant::now();
+        if resting.is_none_or(|until| until <= now) {
+            *resting = now.checked_add(REST);
+            drop(resting);
+            tracing::warn!("{}: {error}; nothing is kept on disk for {} s", self.folder.display(), REST.as_secs());
         }
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether so many bytes may be written now. Counts, and evicts, when enough has been written since it last did.
     fn make_room(&self, bytes: u64) -> bool {
-        let has_room = || {
-            let unseen = self.unseen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-            unseen < self.limit / SHARE_UNSEEN
+        let share = self.bounds.limit / SHARE_UNSEEN;
+        let unseen = self.unseen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if unseen < share {
+            return true;
+        }
+        let _turn = match self.evicting.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) if unseen < share * 2 => return true,
+            Err(TryLockError::WouldBlock) => {
+                let turn = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+                if self.unseen.load(Ordering::Relaxed) < share {
+                    return true;
+                }
+                turn
+            }
         };
-        if has_room() {
-            return true;
-        }
-        let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
-        // Somebody else may have counted meanwhile. What is read must be kept, so it is waited for.
-        if has_room() {
-            return true;
-        }
-        let room = self.evict().unwrap_or_else(|error| {
-            self.rest(&error);
-            false
-        });
-        self.unseen.store(bytes, Ordering::Relaxed);
-        room
-    }
-
-    /// Brings what is used below its mark, the least recently used groups first. Says whether it is below now.
-    fn evict(&self) -> io::Result<bool> {
-        let blobs = blobs_in(&self.folder)?;
-        let others = others_in(&self.folder)?.saturating_add(self.unnamed.load(Ordering::Relaxed));
-        let used: u64 = blobs.iter().map(|blob| blob.used).sum::<u64>().saturating_add(others);
-        let file_system = rustix::fs::statvfs(existing(&self.folder))?;
-        let free = file_system.f_bavail.saturating_mul(file_system.f_frsize);
-        let start = self.limit / 8 * 7;
-        let short_of_free = self.min_free.saturating_sub(free);
-        if used <= start && short_of_free == 0 {
-            return Ok(true);
-        }
-        // A quarter more than must be: not again at the next write.
-        let target = (self.limit / 4 * 3).min(used.saturating_sub(short_of_free));
-        let mut groups = Vec::new();
-        let mut files = Vec::new();
-        for blob in blobs {
-            let Ok(file) = BlobFile::open(&blob.path, blob.size) else { continue };
-            let uses = file.uses()?;
-            groups.extend(uses.into_iter().enumerate().map(|(group, used)| (used, files.len(), group as u64)));
-            files.push((blob, file));
-        }
-        // A time to come is that of a clock set back since: as old as can be.
-        let now = seconds_now();
-        groups.sort_by_key(|(used, ..)| if *used > now.saturating_add(60) { 0 } else { *used });
-        let mut left = used;
-        for (last_use, place, group) in groups {
-            let in_use = last_use.saturating_add(IN_USE) > now && left <= self.limit;
-            if left <= target || in_use {
-                break;
+        self.close_removed();
+        // What is written from here on may not be seen.
+        let seen = self.unseen.load(Ordering::Relaxed).saturating_sub(bytes);
+        let room = self.bounds.make_room(&self.folder, self.unnamed.load(Ordering::Relaxed));
+        let take_back = |bytes: u64| {
+            let less = |unseen: u64| Some(unseen.saturating_sub(bytes));
+            let _ = self.unseen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        };
+        match room {
+            Ok(Room::Enough) => {
+                take_back(seen);
+                true
             }
-            let Some((blob, file)) = files.get_mut(place) else { continue };
-            let chunks = group * GROUP..((group + 1) * GROUP).min(blob.size.div_ceil(CHUNK));
-            if !file.present(chunks.clone()).contains(&true) {
-                continue;
+            Ok(Room::Busy) if unseen < share * 2 => true,
+            Ok(Room::Busy) => {
+                take_back(bytes);
+                false
             }
-            file.forget(chunks)?;
-            let now_used = used_by(&blob.path);
-            left = left.saturating_sub(blob.used.saturating_sub(now_used));
-            blob.used = now_used;
-        }
-        for (blob, file) in files {
-            drop(file);
-            if blob.used <= 4096 {
-                remove_unused(&blob.path)?;
+            // What is unseen stays so: the next write looks again.
+            Ok(Room::Full) => {
+                self.unseen.store(share, Ordering::Relaxed);
+                *self.resting() = Instant::now().checked_add(PAUSE);
+                false
             }
-        }
-        Ok(left <= start && used.saturating_sub(left) >= short_of_free)
-    }
-}
-
-/// A blob in the cache.
-pub struct Kept {
-    pub path: PathBuf,
-    pub size: u64,
-    /// Bytes of disk.
-    pub used: u64,
-}
-
-/// All blobs in a cache folder, which may not exist.
-pub fn blobs_in(folder: &Path) -> io::Result<Vec<Kept>> {
-    let mut blobs = Vec::new();
-    for algorithm in entries(&folder.join(BLOBS))? {
-        for blob in entries(&algorithm?.path())? {
-            let blob = blob?;
-            let path = blob.path();
-            if path.extension().is_none()
-                && let Ok(metadata) = blob.metadata()
-            {
-                blobs.push(Kept { used: used_by(&path), path, size: metadata.len() });
+            Err(error) => {
+                self.unseen.store(share, Ordering::Relaxed);
+                self.rest(&error);
+                false
             }
         }
     }
-    Ok(blobs)
-}
 
-/// Bytes of disk that everything else in a cache folder takes.
-fn others_in(folder: &Path) -> io::Result<u64> {
-    let mut used = 0;
-    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(below) = folders.pop() {
-        for entry in entries(&below)? {
-            let entry = entry?;
-            match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() && entry.path() != folder.join(BLOBS) => folders.push(entry.path()),
-                Ok(metadata) if metadata.is_file() => used += metadata.blocks() * 512,
-                _ => {}
+    /// Files that were taken away take space that nobody counts as long as they are open.
+    fn close_removed(&self) {
+        let all: Vec<_> = self.open().iter().map(|(digest, file)| (digest.clone(), Arc::clone(file))).collect();
+        for (digest, file) in all {
+            if !file.is_in_place() {
+                self.open().pop(&digest);
             }
         }
     }
-    Ok(used)
-}
-
-fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
-    match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // Not a folder: whatever it is, no blobs are in it.
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
-        other => other.map(Some),
-    }
-    .map(|entries| entries.into_iter().flatten())
-}
-
-/// Bytes of disk that a blob and its map take.
-fn used_by(path: &Path) -> u64 {
-    let blocks = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.blocks());
-    (blocks(path) + blocks(&map_path(path))) * 512
-}
-
-/// Takes a blob without chunks away, unless somebody has it open.
-fn remove_unused(path: &Path) -> io::Result<()> {
-    let map = fs::File::open(map_path(path))?;
-    if flock(&map, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        fs::remove_file(path)?;
-        fs::remove_file(map_path(path))?;
-    }
-    Ok(())
-}
-
-fn existing(folder: &Path) -> &Path {
-    folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::super::blob_file::map_path;
+    use super::super::eviction::blobs_in;
+    use super::super::{CHUNK, seconds_now};
     use super::*;
 
     fn descriptor(n: u8, chunks: u64) -> Descriptor {
@@ -321,54 +279,15 @@ mod tests {
             cache.write(blob, 0, &vec![chunk.clone(); 128]);
         }
         let age = |blob: &Descriptor, seconds: u32| {
-            let map = fs::File::options().write(true).open(map_path(&cache.path(&blob.digest))).unwrap();
-            let then = (seconds_now() - seconds).to_le_bytes();
-            std::os::unix::fs::FileExt::write_all_at(&map, &[then, then].concat(), 64).unwrap();
+            note_uses(&map_path(&cache.path(&blob.digest)), seconds_now() - seconds);
         };
         age(&old, 1000);
         age(&fresh, 500);
         for n in 3..6 {
             cache.write(&descriptor(n, 128), 0, &vec![chunk.clone(); 128]);
         }
-        assert_eq!(BlobFile::open(&cache.path(&old.digest), old.size).unwrap().cached_bytes(), 0);
+        assert_eq!(BlobFile::open(&cache.path(&old.digest), old.size).unwrap().cached_bytes(&(0..old.size)), 0);
         assert!(used(&folder) <= 32 << 20);
-    }
-
-    #[test]
-    fn whatever_is_no_chunk_is_counted_and_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let limit = 64 << 20;
-        let others =
-            ["manifests/sha256/00", "manifests/tags/00", "indexes/sha256/00"].map(|name| dir.path().join(name));
-        for file in &others {
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(file, vec![1; 8 << 20]).unwrap();
-        }
-        let cache = DiskCache::new(dir.path().to_owned(), limit, 0, Arc::default());
-        let chunk = Bytes::from(vec![7; CHUNK as usize]);
-        for n in 0..4 {
-            for first in (0..256).step_by(16) {
-                cache.write(&descriptor(n, 256), first, &vec![chunk.clone(); 16]);
-                assert!(used(dir.path()) + others_in(dir.path()).unwrap() <= limit);
-            }
-        }
-        assert!(used(dir.path()) > 0 && others.iter().all(|file| fs::metadata(file).unwrap().len() == 8 << 20));
-    }
-
-    #[test]
-    fn a_blob_that_is_said_to_be_huge_is_not_kept_and_disturbs_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, 0, Arc::default());
-        assert!(cache.blob(&descriptor(1, u64::MAX / CHUNK)).is_none());
-        assert!(cache.blob(&descriptor(2, 1)).is_some());
-    }
-
-    #[test]
-    fn where_too_little_is_free_nothing_is_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, u64::MAX, Arc::default());
-        cache.write(&descriptor(1, 16), 0, &vec![Bytes::from(vec![7; CHUNK as usize]); 16]);
-        assert_eq!(cache.blob(&descriptor(1, 16)).unwrap().cached_bytes(), 0);
     }
 
     #[test]
@@ -377,5 +296,76 @@ mod tests {
         let cache = DiskCache::new(file.path().to_owned(), 1 << 30, 0, Arc::default());
         cache.write(&descriptor(1, 1), 0, &[Bytes::from(vec![7; CHUNK as usize])]);
         assert!(cache.blob(&descriptor(1, 1)).is_none());
+    }
+
+    fn note_uses(map: &Path, seconds: u32) {
+        let map = fs::File::options().write(true).open(map).unwrap();
+        let then = seconds.to_le_bytes();
+        std::os::unix::fs::FileExt::write_all_at(&map, &[then, then].concat(), 64).unwrap();
+    }
+
+    #[test]
+    fn uses_noted_before_the_clock_was_set_back_do_not_stop_eviction() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, 0, Arc::default());
+        let chunks = vec![Bytes::from(vec![7; CHUNK as usize]); 128];
+        for n in 0..8 {
+            let blob = descriptor(n, 128);
+            assert!(cache.write(&blob, 0, &chunks).is_some(), "{n}");
+            note_uses(&map_path(&cache.path(&blob.digest)), seconds_now() + 100_000);
+        }
+        assert!(used(dir.path()) <= 32 << 20);
+    }
+
+    #[test]
+    fn what_is_no_blob_does_not_stop_eviction() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, 0, Arc::default());
+        let chunks = vec![Bytes::from(vec![7; CHUNK as usize]); 128];
+        let folder = dir.path().join("blobs/sha256");
+        fs::create_dir_all(folder.join("folder/in.map")).unwrap();
+        fs::write(folder.join("torn"), vec![1; 1 << 20]).unwrap();
+        fs::write(folder.join("orphan.map"), b"x").unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.join("link.map")).unwrap();
+        for n in 0..6 {
+            let blob = descriptor(n, 128);
+            cache.write(&blob, 0, &chunks);
+            if let Some(file) = cache.existing(&blob) {
+                drop(file);
+                note_uses(&map_path(&cache.path(&blob.digest)), seconds_now() - 100);
+            }
+        }
+        assert!(cache.existing(&descriptor(5, 128)).is_some_and(|file| file.seems_whole()));
+        for gone in ["torn", "orphan.map", "link.map"] {
+            assert!(fs::symlink_metadata(folder.join(gone)).is_err(), "{gone}");
+        }
+    }
+
+    #[test]
+    fn many_blobs_take_few_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let open_files = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open_files();
+        let cache = DiskCache::new(dir.path().to_owned(), 1 << 30, u64::MAX >> 1, Arc::default());
+        for n in 0..500_u32 {
+            let blob = Descriptor { digest: Digest::sha256_of(&n.to_le_bytes()), ..descriptor(0, 1) };
+            assert!(cache.blob(&blob).is_some());
+        }
+        cache.write(&descriptor(1, 1), 0, &[Bytes::from(vec![7; CHUNK as usize])]);
+        let now = open_files();
+        assert!(now < before + 2 * OPEN_BLOBS + 100, "{before} then {now}");
+    }
+
+    #[test]
+    fn a_removed_folder_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let cache = DiskCache::new(folder.clone(), 1 << 30, 0, Arc::default());
+        let (blob, chunk) = (descriptor(1, 2), Bytes::from(vec![7; CHUNK as usize]));
+        assert!(cache.write(&blob, 0, std::slice::from_ref(&chunk)).is_some());
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(cache.write(&blob, 1, std::slice::from_ref(&chunk)).is_some());
+        let again = DiskCache::new(folder, 1 << 30, 0, Arc::default());
+        assert_eq!(again.existing(&blob).unwrap().present(0..2), [false, true]);
     }
 }

@@ -6,9 +6,11 @@ mod blob_file;
 mod checkpoints;
 mod chunks;
 mod disk;
+mod eviction;
 mod folder;
 mod indexes;
 mod manifests;
+mod own_file;
 mod small_files;
 
 pub use chunks::{ChunkCache, MemoryReservation};

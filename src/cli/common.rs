@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use tokio::runtime::Runtime;
 
 use super::failure::Failure;
@@ -41,6 +41,10 @@ pub struct Common {
     #[arg(long, env = "EO_MOUNT_NO_DISK_CACHE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub no_disk_cache: bool,
 
+    /// Fetch and check a layer whole before any of it is given out
+    #[arg(long, value_name = "WHAT", env = "EO_MOUNT_VERIFY", hide_env = true)]
+    pub verify: Option<Verify>,
+
     /// Most memory for data, at least 16MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
           env = "EO_MOUNT_MEMORY", hide_env = true)]
@@ -65,6 +69,13 @@ pub struct Common {
     pub log: Option<PathBuf>,
 }
 
+/// What is checked before it is given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// The digest of the whole blob
+    Blob,
+}
+
 impl Common {
     /// Everything belongs to whoever runs this, until told otherwise.
     pub fn options(&self) -> Options {
@@ -78,6 +89,7 @@ impl Common {
             cache_size: self.cache_size.map(|size| size.as_u64()),
             cache_min_free: self.cache_min_free.as_u64(),
             disk_cache: !self.no_disk_cache,
+            verify_blobs: self.verify == Some(Verify::Blob),
             memory: self.memory.as_u64(),
             timeout: self.timeout,
             connections: self.connections.into(),

@@ -79,6 +79,8 @@ pub struct Options {
     pub cache_min_free: u64,
     /// Whether what was read is kept in the cache folder.
     pub disk_cache: bool,
+    /// Whether a blob is fetched and checked whole before any of it is given out.
+    pub verify_blobs: bool,
     /// Bytes of chunks in memory and in flight.
     pub memory: u64,
     /// Longest time that any one operation takes.
@@ -230,6 +232,11 @@ impl Mount {
         }
     }
 
+    /// Ends when all that was fetched is in the cache folder.
+    pub async fn settle(&self) {
+        self.sources.chunks.settle().await;
+    }
+
     pub fn usage(&self) -> Usage {
         let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
@@ -276,6 +283,10 @@ impl Mount {
     }
 
     fn start_look_ahead(&self, number: usize) {
+        // It would fetch whole layers that nobody asked for.
+        if self.options.verify_blobs {
+            return;
+        }
         let Some(LayerNode { place, .. }) = self.layer_nodes.get(number).copied().flatten() else { return };
         let mut look_ahead = self.look_ahead.lock().unwrap_or_else(PoisonError::into_inner);
         let next = look_ahead.note(place, self.walk.len());

@@ -48,7 +48,9 @@ impl Mount {
                 .ok()
         });
         let manifests = options.cache_dir.as_deref().map(|path| Arc::new(Manifests::new(path)));
-        let indexes = options.cache_dir.as_deref().map(|path| Arc::new(Indexes::new(path)));
+        // A stored index may be of bytes that nobody has checked.
+        let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
+        let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
         let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref()).await?;
         let Artifact { digest, manifest, config, headers, data, chunks, traffic, reachable } = artifact;
         if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {

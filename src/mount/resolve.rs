@@ -38,6 +38,9 @@ impl Artifact {
     ) -> Result<Self> {
         match reference.parse()? {
             Reference::Registry(reference) => Self::in_registry(reference, options, folder, manifests).await,
+            Reference::Layout(_) if options.verify_blobs => {
+                Err(unverifiable("layers of an image layout are not copied to where they are checked"))
+            }
             Reference::Layout(reference) => {
                 let name = reference.to_string();
                 let layout = Arc::new(Layout::new(reference));
@@ -87,8 +90,14 @@ impl Artifact {
             Some(registry) => registry.clone(),
             None => Arc::new(Offline),
         };
-        let chunks = Arc::new(ChunkCache::new(source.clone(), disk, options.memory));
-        let headers = Arc::new(Headers::new(chunks.clone(), source));
+        let (chunks, headers): (_, Arc<dyn BlobSource>) = if options.verify_blobs {
+            let disk = disk.ok_or_else(|| unverifiable("there is no cache folder to check layers in"))?;
+            let chunks = Arc::new(ChunkCache::of_checked(source, disk, options.memory));
+            (chunks.clone(), chunks)
+        } else {
+            let chunks = Arc::new(ChunkCache::new(source.clone(), disk, options.memory));
+            (chunks.clone(), Arc::new(Headers::new(chunks, source)))
+        };
         let config = read_config(manifest.config.as_ref(), headers.as_ref(), manifests).await?;
         if let Some(manifests) = manifests.cloned()
             && found.origin == Origin::Registry
@@ -176,6 +185,10 @@ async fn resolution(reference: &RegistryReference, manifests: Option<&Arc<Manife
 async fn load(manifests: Option<&Arc<Manifests>>, digest: &Digest, limit: u64) -> Option<Bytes> {
     let (manifests, wanted) = (Arc::clone(manifests?), digest.clone());
     blocking(digest, move || manifests.load(&wanted, limit)).await.ok()?
+}
+
+fn unverifiable(cause: &str) -> Error {
+    Error::new(ErrorKind::Usage, "--verify=blob", cause).hint("it needs --cache-dir, and none of --no-disk-cache")
 }
 
 fn image_manifest(bytes: &[u8], reference: &str) -> Result<Manifest> {

@@ -1,12 +1,15 @@
 //! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
+use super::layer::Contents;
 use super::tree::Node;
-use super::{Mount, Place};
+use super::{Ino, Kind, Mount, Place};
 use crate::error::Result;
-use crate::index::LayerIndex;
-use crate::mount::Ino;
+use crate::index::{EntryId, LayerIndex, Segment};
+use crate::oci::Descriptor;
 
 /// XATTR_NAME_MAX and XATTR_SIZE_MAX of Linux (limits.h), in bytes.
 const LONGEST_NAME: usize = 255;
@@ -43,7 +46,14 @@ impl Mount {
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
                 let xattrs = contents.index.xattrs(entry);
-                xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).collect()
+                let mut xattrs: Vec<Xattr> = xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+                if contents.index.entry(entry).is_some_and(|entry| entry.kind == Kind::File) {
+                    xattrs.retain(|(name, _)| !name.starts_with(b"user.eo."));
+                    let blob = &self.layer(layer)?.descriptor;
+                    xattrs.push(self.verified(blob));
+                    xattrs.extend(self.cached_of_file(&contents, entry));
+                }
+                xattrs
             }
         };
         xattrs.retain(|(name, value)| {
@@ -74,9 +84,34 @@ impl Mount {
         for (key, value) in &descriptor.annotations {
             xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
         }
+        xattrs.push(self.verified(descriptor));
+        xattrs.push(cached(self.sources.chunks.cached_bytes(descriptor, &(0..descriptor.size))));
         if let Some(error) = layer.error() {
             xattrs.push((b"user.eo.error".to_vec(), error.to_string().into()));
         }
         Ok(xattrs)
     }
+
+    /// Whether all of the blob was seen to have its digest. `chunk` is for what chunk digests of a trusted index tell.
+    fn verified(&self, blob: &Descriptor) -> Xattr {
+        let how = if self.sources.chunks.is_verified(blob) { "blob" } else { "unverified" };
+        (b"user.eo.verified".to_vec(), how.into())
+    }
+
+    /// Of a compressed layer the blob is kept, and no bytes of it are a file's.
+    fn cached_of_file(&self, contents: &Contents, file: EntryId) -> Option<Xattr> {
+        if !Arc::ptr_eq(&contents.source, &self.sources.data) {
+            return None;
+        }
+        let ranges = contents.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {
+            Segment::Data(range) => Some(range),
+            Segment::Hole(_) => None,
+        });
+        Some(cached(ranges.map(|range| self.sources.chunks.cached_bytes(&contents.blob, &range)).sum()))
+    }
+}
+
+/// Bytes that are in the cache folder.
+fn cached(bytes: u64) -> Xattr {
+    (b"user.eo.cached-bytes".to_vec(), bytes.to_string().into())
 }

@@ -1,0 +1,79 @@
+//! The chunks in memory: the least recently used go first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use lru::LruCache;
+use tokio::sync::Semaphore;
+
+use super::{Coming, Key};
+use crate::oci::Digest;
+
+pub struct Chunks {
+    pub kept: LruCache<Key, Bytes>,
+    bytes: u64,
+    pub limit: u64,
+    pub coming: HashMap<Key, Coming>,
+    /// Bytes that content under way may still take; there is none before there is compressed content.
+    pub content_in_flight: Option<Arc<Semaphore>>,
+}
+
+impl Chunks {
+    /// `limit`: bytes of kept chunks.
+    pub fn new(limit: u64) -> Self {
+        Self { kept: LruCache::unbounded(), bytes: 0, limit, coming: HashMap::new(), content_in_flight: None }
+    }
+
+    pub fn keep(&mut self, key: Key, chunk: Bytes) {
+        self.bytes += chunk.len() as u64;
+        if let Some(old) = self.kept.put(key, chunk) {
+            self.bytes -= old.len() as u64;
+        }
+        self.evict();
+    }
+
+    pub fn evict(&mut self) {
+        while self.bytes > self.limit {
+            let Some((_, old)) = self.kept.pop_lru() else { break };
+            self.bytes -= old.len() as u64;
+        }
+    }
+
+    /// Gives up all of a blob.
+    pub fn forget(&mut self, blob: &Digest) {
+        let keys: Vec<Key> = self.kept.iter().map(|(key, _)| key).filter(|(_, of, _)| of == blob).cloned().collect();
+        for key in keys {
+            if let Some(old) = self.kept.pop(&key) {
+                self.bytes -= old.len() as u64;
+            }
+        }
+    }
+}
+
+/// Takes memory away from the chunks, of which `least` bytes stay.
+pub fn reserve(chunks: &Arc<Mutex<Chunks>>, bytes: u64, least: u64) -> Option<MemoryReservation> {
+    let mut locked = chunks.lock().unwrap_or_else(PoisonError::into_inner);
+    locked.limit = locked.limit.checked_sub(bytes).filter(|left| *left >= least)?;
+    locked.evict();
+    drop(locked);
+    Some(MemoryReservation { chunks: Arc::clone(chunks), bytes })
+}
+
+/// Memory that is not for chunks, given back on drop.
+pub struct MemoryReservation {
+    chunks: Arc<Mutex<Chunks>>,
+    bytes: u64,
+}
+
+impl MemoryReservation {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for MemoryReservation {
+    fn drop(&mut self) {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).limit += self.bytes;
+    }
+}

@@ -1,0 +1,42 @@
+//! Files of our own in the cache folder: what somebody else has put in their place is neither followed, nor waited for,
+//! nor written to.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+/// What open(2) says to a link that is not to be followed, and to a socket.
+const NO_FILE: [Errno; 2] = [Errno::LOOP, Errno::NXIO];
+
+/// A file of our own, which nobody else has put there: a link would lead out of the folder, a fifo would be waited for.
+pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options.read(true).mode(0o600).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.nlink() > 1 || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of this program's"));
+    }
+    Ok(file)
+}
+
+/// What is no file of our own gives way to one, unless it is a folder.
+pub fn open_or_make(path: &Path) -> io::Result<File> {
+    match open_own(path, OpenOptions::new().write(true).create(true).truncate(false)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData || is(&error, &NO_FILE) => {
+            fs::remove_file(path)?;
+            open_own(path, OpenOptions::new().write(true).create_new(true))
+        }
+        Err(error) if is(&error, &[Errno::ISDIR]) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "a folder is in its place"))
+        }
+        other => other,
+    }
+}
+
+fn is(error: &io::Error, any: &[Errno]) -> bool {
+    any.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
