@@ -79,6 +79,7 @@ refuse_leftovers() {
 
 install() {
     local missing=()
+    have cc || missing+=(build-essential)
     have docker-registry || missing+=(docker-registry)
     have fusermount3 || missing+=(fuse3)
     have gdalinfo || missing+=(gdal-bin)
@@ -93,10 +94,7 @@ install() {
 
 build() {
     say "Building eo-mount"
-    if ! have cargo; then
-        echo "Rust is missing: https://rustup.rs says how to install it."
-        exit 1
-    fi
+    have_cargo
     run cargo build --release
 }
 

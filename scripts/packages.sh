@@ -39,6 +39,13 @@ have() {
     command -v "$1" >/dev/null
 }
 
+# Ends the script where Rust is missing: no Debian package is new enough.
+have_cargo() {
+    have cargo && return 0
+    echo "Rust is missing: https://rustup.rs says how to install it."
+    exit 1
+}
+
 # can_make_venv PYTHON
 can_make_venv() {
     "$1" -c 'import ensurepip, venv' 2>/dev/null

@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
 
+have_cargo
+
 TOOLS=target/tools
 ORAS=oras.land/oras/cmd/oras@v1.3.3
 mkdir -p "$TOOLS"
@@ -13,6 +15,7 @@ missing=()
 while read -r program package; do
     have "$program" || missing+=("$package")
 done <<'END'
+cc build-essential
 docker-registry docker-registry
 fusermount3 fuse3
 gdalinfo gdal-bin
