@@ -181,6 +181,10 @@ impl Streams {
         if let Some(place) = self.streams.iter().position(early) {
             let other = self.streams.remove(place);
             self.pass(&mut stream, &(other.begin..other.next));
+            // What was fetched ahead of both counts once.
+            let both = stream.ahead.min(other.ahead).saturating_sub(stream.next);
+            self.unread = self.unread.saturating_sub(both + stream.next.min(other.ahead).saturating_sub(other.next));
+            self.past = self.past.saturating_sub(other.past);
             stream.ahead = stream.ahead.max(other.ahead);
         }
         stream

@@ -55,6 +55,9 @@ struct Small {
     start: Instant,
 }
 
+/// File, and range in it, one after the other.
+type Reads = Vec<(usize, Range<u64>)>;
+
 /// What readers asked for, in chunks, and what was fetched.
 struct Cost {
     read: u64,
@@ -124,12 +127,12 @@ impl Small {
     }
 }
 
-fn dates(which: impl IntoIterator<Item = u64>) -> Vec<(usize, Range<u64>)> {
+fn dates(which: impl IntoIterator<Item = u64>) -> Reads {
     which.into_iter().map(|date| (0, 128 + date * DATE..128 + (date + 1) * DATE)).collect()
 }
 
 /// Patterns that do not read a file from its start.
-fn pieces() -> Vec<(&'static str, Vec<(usize, Range<u64>)>)> {
+fn pieces() -> Vec<(&'static str, Reads)> {
     let spot = 4_919_426 - 1280 * 3840;
     let rows = |from: u64, rows: u64, length: u64| {
         let row = move |n: u64| spot + (from + n) * 3840 + 2100;
