@@ -124,13 +124,9 @@ impl ChunkCache {
         self.shared.memory
     }
 
-    /// A range that was read before, without a request. Leaves no trace of blobs that were not.
+    /// A range that was read before, without a request.
     pub fn kept(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
-        if range.start >= range.end {
-            return None;
-        }
-        let in_memory = self.shared.in_memory(blob, range);
-        in_memory.or_else(|| self.shared.disk.as_ref()?.existing(blob)?.read(range.clone()))
+        if range.start >= range.end { None } else { self.shared.at_hand(blob, range) }
     }
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
@@ -193,16 +189,15 @@ impl SharedState {
 
     /// A range that is all in memory, or all on disk.
     fn at_hand(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
-        self.in_memory(blob, range).or_else(|| self.disk.as_ref()?.blob(blob)?.read(range.clone()))
-    }
-
-    fn in_memory(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
         let mut chunks = self.chunks();
         let kept: Option<Vec<Bytes>> = chunk_numbers(range)
             .map(|number| chunks.kept.get(&(self.space, blob.digest.clone(), number)).cloned())
             .collect();
         drop(chunks);
-        Some(cut_out(&kept?, range))
+        match kept {
+            Some(kept) => Some(cut_out(&kept, range)),
+            None => self.disk.as_ref()?.blob(blob)?.read(range.clone()),
+        }
     }
 
     /// Runs of chunks that are neither kept, nor coming, nor on disk; and the blob on disk.

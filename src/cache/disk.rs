@@ -40,7 +40,7 @@ pub struct DiskCache {
     /// Bytes written since what is used was last counted.
     unseen: AtomicU64,
     counting: Mutex<()>,
-    /// Second until which nothing is written, after a refusal.
+    /// Second until which nothing is written, after a refusal; what is here is read all the same.
     resting: AtomicU64,
 }
 
@@ -60,15 +60,22 @@ impl DiskCache {
         }
     }
 
+    /// What is here of a blob, if anything.
     pub fn blob(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
-        if blob.size == 0 || self.is_resting() {
-            return None;
-        }
+        self.open(blob, false)
+    }
+
+    /// `make`: even if nothing of it is here yet.
+    fn open(&self, blob: &Descriptor, make: bool) -> Option<Arc<BlobFile>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(&blob.digest) {
             return Some(Arc::clone(file));
         }
-        match BlobFile::open(&self.path(&blob.digest), blob.size) {
+        let path = self.path(&blob.digest);
+        if blob.size == 0 || (!make && !path.exists()) {
+            return None;
+        }
+        match BlobFile::open(&path, blob.size) {
             Ok(file) => {
                 let file = Arc::new(file);
                 open.put(blob.digest.clone(), Arc::clone(&file));
@@ -85,21 +92,16 @@ impl DiskCache {
         }
     }
 
-    /// Only if something of it is here.
-    pub fn existing(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
-        if !self.path(&blob.digest).exists() {
-            return None;
-        }
-        self.blob(blob)
-    }
-
     fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(BLOBS).join(digest.algorithm()).join(digest.hex())
     }
 
     /// Keeps neighbouring chunks, the first of which is `first`. Blocks on the disk.
     pub fn write(&self, blob: &Descriptor, first: u64, chunks: &[Bytes]) {
-        let Some(file) = self.blob(blob) else { return };
+        if self.is_resting() {
+            return;
+        }
+        let Some(file) = self.open(blob, true) else { return };
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         if !self.make_room(bytes) {
             return;
