@@ -129,8 +129,17 @@ impl ChunkCache {
         if range.start >= range.end { None } else { self.shared.at_hand(blob, range) }
     }
 
+    /// Waits for a moment when nothing is on its way, neither from the source nor to the disk.
+    pub async fn settled(&self) {
+        let _ = self.shared.in_flight.acquire_many(permits(self.shared.memory / 4)).await;
+    }
+
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
+        // Behind the end of the blob there is nothing.
+        if range.start >= range.end {
+            return;
+        }
         let (missing, _) = self.shared.missing(&self.shared.chunks(), blob, &range);
         if missing.iter().map(run_cost).sum::<u64>() < self.shared.in_flight.available_permits() as u64 {
             self.shared.find(blob, &range);
@@ -307,8 +316,7 @@ impl SharedState {
     }
 
     async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Arc::clone(&self.in_flight).acquire_many_owned(permits).await.ok()
+        Arc::clone(&self.in_flight).acquire_many_owned(permits(bytes)).await.ok()
     }
 }
 
@@ -345,7 +353,11 @@ impl Chunks {
 }
 
 fn semaphore(bytes: u64) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(u32::MAX as usize)))
+    Arc::new(Semaphore::new(permits(bytes) as usize))
+}
+
+fn permits(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 fn chunk_numbers(range: &Range<u64>) -> Range<u64> {

@@ -29,7 +29,7 @@ Examples:
 Each option can be set by a variable too: --cache-dir is EO_MOUNT_CACHE_DIR.
 Exit codes: 1 the artifact or its registry, 2 usage, 3 the mount itself.";
 
-/// Time for them after the end of a mount.
+/// Time for what was read last to be kept, after the end of a mount.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// Mount an Earth-observation dataset from an OCI registry as a local folder.
@@ -84,8 +84,8 @@ impl Command {
         self.common.start_logging(parent.is_some())?;
         let runtime = runtime()?;
         let done = runtime.block_on(self.serve(parent, &runtime));
-        // What was read last may still be on its way to the cache; what hangs ends with the process.
-        runtime.shutdown_timeout(LAST_WRITES);
+        // What still hangs ends with the process.
+        runtime.shutdown_background();
         done
     }
 
@@ -116,7 +116,8 @@ impl Command {
 
         let settings = Settings { source: self.reference.clone(), allow_other: self.allow_other };
         // Not to be cancelled half way. This thread has nothing else to do meanwhile.
-        let mut session = Session::start(Arc::new(mount), &mountpoint, &settings, runtime.handle().clone())
+        let mount = Arc::new(mount);
+        let mut session = Session::start(Arc::clone(&mount), &mountpoint, &settings, runtime.handle().clone())
             .map_err(|error| Failure::mount(&error))?;
         drop(mountpoint);
 
@@ -146,6 +147,8 @@ impl Command {
                 session.stop().await
             }
         };
+        // Requests that hang are not waited for any longer.
+        let _ = tokio::time::timeout(LAST_WRITES, mount.all_kept()).await;
         match end {
             Ok(()) => {
                 tracing::info!("{}: unmounted", path.display());

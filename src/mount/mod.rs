@@ -225,6 +225,11 @@ impl Mount {
         }
     }
 
+    /// Waits until everything that was read is in the cache folder, if it can be kept.
+    pub async fn all_kept(&self) {
+        self.sources.chunks.settled().await;
+    }
+
     pub fn usage(&self) -> Usage {
         let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
