@@ -342,7 +342,7 @@ fn a_stalled_read_does_not_block_other_readers() {
 #[test]
 fn forty_stalled_reads_of_a_layer_do_not_block_other_layers() {
     let (registry, artifact, _, other) = dataset();
-    let artifact = artifact.layer(Some("noise"), "application/octet-stream", noise(5, 40 * CHUNK));
+    let artifact = artifact.layer(Some("noise"), "application/octet-stream", noise(5, 41 * CHUNK));
     artifact.push(&registry, "pastis", "t");
     let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), registry.reference("pastis:t"));
     let mounted = call.args(["--timeout", "9s"]).mount();
@@ -350,7 +350,8 @@ fn forty_stalled_reads_of_a_layer_do_not_block_other_layers() {
     thread::scope(|scope| {
         for reader in 0..40 {
             let file = mounted.join("noise");
-            let at = reader * CHUNK as u64 + 20_000;
+            // The first chunk is known from the look that told that it is no archive.
+            let at = (reader + 1) * CHUNK as u64 + 20_000;
             scope.spawn(move || assert!(pread(file, at..at + 100).is_err_and(|e| is_data_error(errno(&e)))));
         }
         assert!(wait_until(LONG, || script.met() >= 10));
@@ -362,8 +363,8 @@ fn forty_stalled_reads_of_a_layer_do_not_block_other_layers() {
 
 #[test]
 fn a_thousand_reads_of_a_dead_registry_end_in_time() {
-    // As many chunks as readers.
-    let bytes = noise(3, 1000 * CHUNK);
+    // As many chunks as readers, behind the one that is known from the look that told that it is no archive.
+    let bytes = noise(3, 1001 * CHUNK);
     let registry = ScriptedRegistry::start();
     Artifact::new().layer(Some("noise"), "application/octet-stream", bytes.clone()).push(&registry, "pastis", "t");
     let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), registry.reference("pastis:t"));
@@ -379,7 +380,7 @@ fn a_thousand_reads_of_a_dead_registry_end_in_time() {
                 together.wait();
                 let start = Instant::now();
                 let result =
-                    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, reader * CHUNK as u64 + 20_000);
+                    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, (reader + 1) * CHUNK as u64 + 20_000);
                 assert!(result.is_err_and(|error| is_data_error(errno(&error))), "reader {reader}");
                 start.elapsed()
             }

@@ -159,7 +159,8 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        if self.shared.must_be_checked(blob) {
+        // Behind the end of the blob there is nothing.
+        if range.start >= range.end || self.shared.must_be_checked(blob) {
             return;
         }
         let on_disk = self.shared.on_disk(blob, &range);

@@ -18,7 +18,7 @@ use super::tree::{Node, Tree};
 use super::zip::is_zip;
 use super::{LayerNode, Mount, Options};
 use crate::blob::content::ContentLimits;
-use crate::blob::{Background, Compression};
+use crate::blob::{Background, BlobSource, Compression};
 use crate::cache::{CacheFolder, Indexes, Manifests};
 use crate::error::Result;
 use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
@@ -152,7 +152,8 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
     if stored::contents(layer, sources).await.is_some() {
         return Ok(Shape::Directory);
     }
-    let head = read_head(sources.headers.as_ref(), layer).await.map_err(|_| ())?;
+    // In chunks, which are kept: a later mount knows it without a request.
+    let head = read_head(sources.chunks.as_ref(), layer).await.map_err(|_| ())?;
     // Many formats are ZIP archives inside; one whose name says so is better left alone.
     let has_ending = layer.title().is_some_and(|title| title.rsplit('/').next().unwrap_or(title).contains('.'));
     if is_zip(&head) {
@@ -162,7 +163,7 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
         Some(compression) => match compression.head(&head) {
             // A block of zstd or bzip2 is longer than what was read.
             short if short.len() < BLOCK as usize => {
-                let longer = sources.headers.read(layer, 0..layer.size.min(FIRST_BLOCKS)).await;
+                let longer = sources.chunks.read(layer, 0..layer.size.min(FIRST_BLOCKS)).await;
                 longer.map_or(short.into(), |longer| compression.head(&longer).into())
             }
             head => head.into(),
