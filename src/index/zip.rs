@@ -173,7 +173,7 @@ impl ZipScanner {
     /// The target of the link that [`ZipStep::Link`] asked for.
     pub fn link(&mut self, target: &[u8]) -> Result<(), ZipError> {
         if let Some(member) = self.pending.take() {
-            self.builder.push(Member { link: target.to_vec(), ..*member })?;
+            self.builder.push(Member { link: record::c_string(target).to_vec(), ..*member })?;
         }
         Ok(())
     }
