@@ -174,6 +174,14 @@ fn what_cannot_be_read_is_listed_with_the_reason() {
     }
 }
 
+/// It shared the place of the next one, which was not found there when its local header came first in the blob.
+#[test]
+fn an_empty_member_has_a_place_of_its_own() {
+    let found = scan(&archive(&[Entry { name: b"empty", data: b"", size: 0, ..PLAIN }, PLAIN])).unwrap();
+    assert!(found.members[0].place < found.members[1].place, "{:?}", found.members);
+    assert!(found.members[1].place + found.members[1].size <= found.end);
+}
+
 #[test]
 fn members_that_share_bytes_are_not_read() {
     let mut blob = archive(&[PLAIN, Entry { name: b"b", ..PLAIN }, Entry { name: b"c", ..PLAIN }]);
