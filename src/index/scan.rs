@@ -121,15 +121,29 @@ impl Scanner {
         Self { pos: offset.min(blob_size), ..Self::new(blob_size, limits) }
     }
 
-    /// For an archive whose size was not known, and is now. What was found before must end by then.
+    /// For an archive whose size was not known, and is now. What was found before must end by then, and so must what is in the
+    /// middle of its headers.
     pub fn ends_at(&mut self, size: u64) {
         self.blob_size = size;
+        let extension = &b"an extension header"[..];
+        let own = self.pos.saturating_sub(BLOCK);
         if let State::End { trailing } = &mut self.state {
             *trailing |= size.saturating_sub(self.pos) > LARGEST_RECORD;
-        } else if self.pos > size && !matches!(self.state, State::Failed(_)) {
-            let what = if self.pending.header.is_some() { &b"an extension header"[..] } else { b"a member" };
-            let offset = self.pending.header.unwrap_or(self.last);
-            self.state = State::Failed(self.truncated(offset, what, self.pos));
+        }
+        let (offset, what, end) = match &self.state {
+            State::Failed(_) | State::End { .. } => return,
+            State::Content { size, .. } => {
+                (self.pending.header.unwrap_or(own), extension, self.pos.saturating_add(padded(*size)))
+            }
+            State::Descriptors(draft) => draft.0.place(),
+            State::TextMap(draft) => draft.0.place(),
+            State::Header | State::Tail => match self.pending.header {
+                Some(header) => (header, extension, self.pos),
+                None => (self.last, &b"a member"[..], self.pos),
+            },
+        };
+        if end > size {
+            self.state = State::Failed(self.truncated(offset, what, end));
         }
     }
 

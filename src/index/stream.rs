@@ -134,4 +134,32 @@ mod tests {
         padded.resize(whole.len() + (2 << 20), 0);
         assert!(streamed(&padded, 1000).unwrap().trailing);
     }
+
+    /// The end came within a block, whose start held all that was looked for, and nobody noticed.
+    #[test]
+    fn a_stream_that_ends_in_a_global_header_or_in_a_sparse_map_is_truncated() {
+        let mut global = tar::Header::new_ustar();
+        global.set_entry_type(tar::EntryType::XGlobalHeader);
+        global.set_size(13);
+        global.set_cksum();
+        let mut global = [&global.as_bytes()[..], b"13 mtime=2.5\n"].concat();
+        global.resize(1024, 0);
+        let records = b"22 GNU.sparse.major=1\n26 GNU.sparse.realsize=60\n";
+        let mut local = tar::Header::new_ustar();
+        local.set_entry_type(tar::EntryType::XHeader);
+        local.set_size(records.len() as u64);
+        local.set_cksum();
+        let mut sparse = [&local.as_bytes()[..], records].concat();
+        sparse.resize(1024, 0);
+        sparse.extend(member("s", 600));
+        sparse[1536..2048].fill(0);
+        sparse[1536..1543].copy_from_slice(b"1\n10\n3\n");
+        for (archive, cuts) in [(global, 513..1024), (sparse, 513..2560)] {
+            assert!(streamed(&archive, 1000).is_ok());
+            for cut in cuts.filter(|cut| cut % 512 != 0 || *cut > 1024).step_by(7) {
+                let error = streamed(&archive[..cut], 1000).expect_err("a truncated archive");
+                assert!(matches!(error, ScanError::Truncated { .. }), "{cut}: {error}");
+            }
+        }
+    }
 }

@@ -173,7 +173,7 @@ impl ZipScanner {
     /// The target of the link that [`ZipStep::Link`] asked for.
     pub fn link(&mut self, target: &[u8]) -> Result<(), ZipError> {
         if let Some(member) = self.pending.take() {
-            self.builder.push(Member { link: target.to_vec(), ..*member })?;
+            self.builder.push(Member { link: record::c_string(target).to_vec(), ..*member })?;
         }
         Ok(())
     }
@@ -253,7 +253,8 @@ impl ZipScanner {
         let size = if kind == Kind::File { record.size } else { 0 };
         let member = ZipMember { place, size: record.size, packed: record.packed, header, crc: record.crc, method };
         if kind == Kind::File {
-            let past = place.checked_add(size).and_then(|end| end.checked_next_multiple_of(ALIGN));
+            // Also an empty one has a place of its own: nobody else is found there.
+            let past = place.checked_add(size.max(1)).and_then(|end| end.checked_next_multiple_of(ALIGN));
             self.end = past
                 .filter(|end| i64::try_from(*end).is_ok())
                 .ok_or(ZipError::Damaged("its members are longer than any file"))?;

@@ -14,6 +14,13 @@ pub(super) struct Draft {
     stored: u64,
 }
 
+impl Draft {
+    /// Where its headers start, its name, and where the next member's headers are due.
+    pub(super) fn place(&self) -> (u64, &[u8], u64) {
+        (self.member.header, &self.member.path, self.member.next)
+    }
+}
+
 impl Scanner {
     /// Formats 0.0 and 0.1. Without any piece the data is the file's start.
     pub(super) fn pax_sparse(

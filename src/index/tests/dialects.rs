@@ -382,3 +382,13 @@ fn a_scanner_that_starts_in_the_middle_joins_one_from_the_start() {
     let mut nowhere = Scanner::starting_at(u64::MAX, size, Limits::default());
     assert!(nowhere.step(0, &blob).is_ok());
 }
+
+/// As GNU tar and bsdtar see it; the next header was looked for behind data that is not there.
+#[test]
+fn a_directory_of_bsd_tar_has_no_data_whatever_its_size_says() {
+    for flag in *b"0\x007" {
+        let found = members(&[Block::new("d/", flag, 99_999).v7().sealed(), file("inner", b"a"), end()]);
+        assert_eq!(found[0].kind, MemberKind::Entry(Kind::Directory));
+        assert_eq!(found.iter().map(|member| &member.path[..]).collect::<Vec<_>>(), [&b"d/"[..], b"inner"]);
+    }
+}

@@ -238,3 +238,32 @@ fn each_limit_is_named_when_it_is_reached() {
     }
     assert_eq!(builder.finish().warnings(), ["s5/f: replaces what stood where it needs a directory"]);
 }
+
+/// The archive is never there as a whole: its headers are made when they are asked for. `EO_MEASURE_ENTRIES=10000000` makes it
+/// one of so many members, within 256 MiB; `--nocapture` shows what was resident.
+#[test]
+fn an_archive_of_too_many_members_is_refused_with_the_limits_name_before_memory_runs_out() {
+    let count = std::env::var("EO_MEASURE_ENTRIES").map_or(100_000, |count| count.parse::<u64>().expect("a number"));
+    let limits = Limits { index_bytes: (256 << 20) / (10_000_000 / count), ..Limits::default() };
+    let mut indexer = Indexer::new(count * 512 + 1024, limits, Tuning::default(), Habits::default());
+    indexer.arrived(&(0..0), bytes::Bytes::new()).expect("a start");
+    let mut asked = 0;
+    let error = loop {
+        let range = indexer.requests(1).pop().expect("more to ask for");
+        asked += range.end - range.start;
+        let headers = (range.start / 512..range.end.div_ceil(512)).map(|n| match n < count {
+            true => file(format!("t30uxv/{}/DATA_S2/S2_{n:08}.npy", n / 1000), b""),
+            false => vec![0; 512],
+        });
+        let skip = (range.start % 512) as usize;
+        let blocks = bytes::Bytes::from(headers.collect::<Vec<_>>().concat());
+        let bytes = blocks.slice(skip..skip + (range.end - range.start) as usize);
+        if let Err(error) = indexer.arrived(&range, bytes) {
+            break error;
+        }
+    };
+    assert!(matches!(error, ScanError::Limit { limit: "index_bytes", .. }), "{error}");
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).expect("the peak");
+    println!("{count} members: {error}, after {asked} bytes; {peak}");
+}

@@ -65,6 +65,8 @@ impl<'a> Record<'a> {
             return Err(ZipError::Parts);
         }
         record.extra(extra)?;
+        record.name = c_string(record.name);
+        record.unicode_name = record.unicode_name.map(c_string);
         Ok(Some((record, length as u64)))
     }
 
@@ -191,4 +193,9 @@ impl<'a> Record<'a> {
             .saturating_add((time & 31).saturating_mul(2));
         Mtime { secs: days.saturating_mul(86_400).saturating_add(seconds), nanos: 0 }
     }
+}
+
+/// Names end at a NUL, as in Info-ZIP's `unzip` and Python's zipfile: no filesystem can hold one.
+pub(super) fn c_string(name: &[u8]) -> &[u8] {
+    name.split(|&byte| byte == 0).next().unwrap_or_default()
 }

@@ -107,6 +107,54 @@ fn modes_times_and_names_are_those_of_the_writer() {
     }
 }
 
+/// Such an index could be stored, and would have been refused when it was read.
+#[test]
+fn a_name_with_a_nul_ends_there() {
+    let blob = archive(&[Entry { name: b"a\0b", ..PLAIN }, Entry { name: b"d\0/", host: 0, external: 0, ..PLAIN }]);
+    let found = scan(&blob).unwrap().index;
+    let names: Vec<_> = found.children(LayerIndex::ROOT).iter().map(|child| found.name_of(child)).collect();
+    assert_eq!(names, [b"a", b"d"]);
+    let mut scanner = ZipScanner::new(1000, Limits::default());
+    scanner.pending = Some(Box::new(Member {
+        header: 0,
+        next: 0,
+        path: b"link".to_vec(),
+        kind: MemberKind::Entry(Kind::Symlink),
+        mode: 0o777,
+        uid: 0,
+        gid: 0,
+        mtime: crate::index::Mtime::default(),
+        size: 0,
+        data: 0..0,
+        sparse: None,
+        link: Vec::new(),
+        rdev: 0,
+        xattrs: Vec::new(),
+    }));
+    scanner.link(b"target\0more").unwrap();
+    let index = scanner.finish().index;
+    assert_eq!(index.link_target(index.lookup(LayerIndex::ROOT, b"link").unwrap()), b"target");
+}
+
+#[test]
+fn each_limit_is_named_when_it_is_reached() {
+    let limit = |limits: Limits, entries: &[Entry<'_>]| {
+        let blob = archive(entries);
+        let mut scanner = ZipScanner::new(blob.len() as u64, limits);
+        match scanner.step(0, &blob).expect_err("a limit") {
+            ZipError::Limit { limit, .. } | ZipError::Tree(ScanError::Limit { limit, .. }) => limit,
+            other => panic!("{other}"),
+        }
+    };
+    let usual = Limits::default();
+    let many = [PLAIN, Entry { name: b"b", ..PLAIN }, Entry { name: b"c/d", ..PLAIN }];
+    assert_eq!(limit(usual, &[Entry { name: &b"ab/".repeat(1400), ..PLAIN }]), "name_bytes");
+    assert_eq!(limit(usual, &[Entry { name: &[b'n'; 256], ..PLAIN }]), "part_bytes");
+    assert_eq!(limit(usual, &[Entry { name: &b"a/".repeat(1025), ..PLAIN }]), "depth");
+    assert_eq!(limit(Limits { entries: 2, ..usual }, &many), "entries");
+    assert_eq!(limit(Limits { index_bytes: 100, ..usual }, &many), "index_bytes");
+}
+
 #[test]
 fn what_cannot_be_read_is_listed_with_the_reason() {
     let huge = u32::MAX - 1;
@@ -124,6 +172,14 @@ fn what_cannot_be_read_is_listed_with_the_reason() {
         assert!(said.contains(reason), "{said}");
         assert_eq!(found.index.len(), 2);
     }
+}
+
+/// It shared the place of the next one, which was not found there when its local header came first in the blob.
+#[test]
+fn an_empty_member_has_a_place_of_its_own() {
+    let found = scan(&archive(&[Entry { name: b"empty", data: b"", size: 0, ..PLAIN }, PLAIN])).unwrap();
+    assert!(found.members[0].place < found.members[1].place, "{:?}", found.members);
+    assert!(found.members[1].place + found.members[1].size <= found.end);
 }
 
 #[test]
