@@ -5,9 +5,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::Bytes;
-use eo_mount::blob::content::{
-    Compression, ContentLimits, FOOTER, Table, decode_table, encode_table, parse_table, table_length,
-};
+use eo_mount::blob::content::{ContentLimits, FOOTER, Table, decode_table, encode_table, parse_table, table_length};
 use eo_mount::index::{
     Content, EntryId, Habits, Indexer, Kind, LayerIndex, LayerIndexBuilder, Limits, Member, ScanError, Scanner,
     Segment, Step, StreamIndexer, Tuning, ZipIndex, ZipScanner, ZipStep, decode, encode,
@@ -58,6 +56,7 @@ pub fn indexer(input: &[u8]) {
         smallest: 512 << (smallest % 6),
         largest: 4096 << (largest % 9),
         gap: if gap % 4 == 0 { 0 } else { 1024 << (gap % 9) },
+        store: if gap % 8 == 0 { 0 } else { 1 << 20 },
     };
     let (first, second) = plan.split_at(plan.len() / 3);
     let mut dice = Dice(u64::from(*seed));
@@ -184,14 +183,14 @@ pub fn stored_index(input: &[u8]) {
 /// Points and a trailer without its checksum, of a blob of 1 MiB.
 pub fn checkpoints(input: &[u8]) {
     let (blob, size) = (digest(), 1 << 20);
-    let _ = decode_table(input, Compression::Gzip, &blob, size);
+    let _ = decode_table(input, &blob, size);
     let sum = sha2::Sha256::new().chain_update(blob.as_str()).chain_update(input).finalize();
     let file = [input, &sum[..]].concat();
-    if let Some(table) = decode_table(&file, Compression::Gzip, &blob, size) {
+    if let Some((compression, table)) = decode_table(&file, &blob, size) {
         check_table(&table, size);
         let side = input.len().checked_sub(16).and_then(|at| input[at..].first_chunk()).map(|n| u64::from_le_bytes(*n));
-        let encoded = encode_table(&table, Compression::Gzip, side.expect("a trailer"), &blob);
-        assert_eq!(decode_table(&encoded, Compression::Gzip, &blob, size), Some(table));
+        let encoded = encode_table(&table, compression, side.expect("a trailer"), &blob);
+        assert_eq!(decode_table(&encoded, &blob, size), Some((compression, table)));
     }
 }
 
