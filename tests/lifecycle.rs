@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::as_user::is_root;
+use eo_mount_testing::as_user::{is_root, open_fuse_to_all};
 use eo_mount_testing::files::strays_in_cache;
 use eo_mount_testing::fixtures::{PythonTar, Sample, TarFormat, gnu_tar, noise};
 use eo_mount_testing::mount_table::mounts_at;
@@ -357,6 +357,37 @@ fn an_ordinary_user_does_all_this_too() {
     said("cat \"$0\"/config.json");
     fourth.signal(Signal::TERM);
     assert_nothing_is_left(&mut fourth, "SIGTERM");
+}
+
+#[test]
+fn a_login_through_su_mounts_reads_and_unmounts() {
+    open_fuse_to_all();
+    let (_registry, reference) = registry();
+    let user = User::nobody();
+    let home = Home::of(&user);
+    let mount = home.new_mountpoint();
+    // Where the user can reach it.
+    let program = home.path().join("eo-mount");
+    run(Command::new("cp").arg(PROGRAM).arg(&program), PATIENCE).expect_success("cp");
+    let script = format!(
+        "set -e; cd /; '{}' --cache-dir '{}' '{reference}' '{mount}'; wc -c < '{mount}/packed/file'; fusermount3 -u '{mount}'",
+        program.display(),
+        home.cache().display(),
+        mount = mount.display(),
+    );
+    // `su` asks for a password unless root calls it; who runs the tests as an ordinary user is one.
+    let mut command = if is_root() {
+        let mut command = Command::new("su");
+        command.args(["--shell", "/bin/sh", &user.name, "--command"]);
+        command
+    } else {
+        let mut command = Command::new("sh");
+        command.arg("-c");
+        command
+    };
+    command.arg(script).env("HOME", home.path());
+    assert_eq!(run(&mut command, PATIENCE).expect_success("su").text().trim(), "500000");
+    assert!(wait_until(TO_END, || mounts_at(&mount).is_empty()));
 }
 
 #[test]

@@ -621,6 +621,8 @@ fn layer_directories_tell_of_their_blob_in_xattrs() {
     let tar = fs::read(files.path().join("10001.tar")).unwrap();
     let expected = |digest: &str| {
         BTreeMap::from([
+            ("user.eo.cached-bytes", "0".to_owned()),
+            ("user.eo.verified", "unverified".to_owned()),
             ("user.oci.annotation.org.example.note", "Blé d'hiver".to_owned()),
             ("user.oci.annotation.org.example.tile", "t30uxv".to_owned()),
             ("user.oci.annotation.org.opencontainers.image.title", "10001.tar".to_owned()),

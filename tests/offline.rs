@@ -366,7 +366,8 @@ fn a_part_of_a_compressed_layer_that_was_read_is_read_offline() {
     registry.reset();
     let mounted = offline(&reference, &home).mount();
     check(&mounted);
-    for name in names.iter().filter(|name| ["gz", "seek", "plain"].contains(&name.as_str())) {
+    // Of these the first mount fetched only what it read; the others had to be passed over.
+    for name in names.iter().filter(|name| ["seek", "plain"].contains(&name.as_str())) {
         is_missing(&mounted, read(&mounted, name, MIB));
     }
     mounted.unmount();

@@ -291,6 +291,35 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_no_chunk_is_counted_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 64 << 20;
+        let others =
+            ["manifests/sha256/00", "manifests/tags/00", "indexes/sha256/00"].map(|name| dir.path().join(name));
+        for file in &others {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, vec![1; 8 << 20]).unwrap();
+        }
+        let cache = DiskCache::new(dir.path().to_owned(), limit, 0, Arc::default());
+        let chunk = Bytes::from(vec![7; CHUNK as usize]);
+        for n in 0..4 {
+            for first in (0..256).step_by(16) {
+                cache.write(&descriptor(n, 256), first, &vec![chunk.clone(); 16]);
+                assert!(used(dir.path()) + (24 << 20) <= limit);
+            }
+        }
+        assert!(used(dir.path()) > 0 && others.iter().all(|file| fs::metadata(file).unwrap().len() == 8 << 20));
+    }
+
+    #[test]
+    fn where_too_little_is_free_nothing_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 32 << 20, u64::MAX, Arc::default());
+        cache.write(&descriptor(1, 16), 0, &vec![Bytes::from(vec![7; CHUNK as usize]); 16]);
+        assert_eq!(cache.blob(&descriptor(1, 16)).unwrap().cached_bytes(&(0..16 * CHUNK)), 0);
+    }
+
+    #[test]
     fn a_folder_that_cannot_be_written_only_means_that_nothing_is_kept() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let cache = DiskCache::new(file.path().to_owned(), 1 << 30, 0, Arc::default());

@@ -34,7 +34,8 @@ pub fn xattr(path: impl AsRef<Path>, name: &str) -> Option<String> {
     }
 }
 
-/// What lies in a cache folder and is not kept for later mounts (stored indexes, checkpoints, blobs with their maps), or
+/// What lies in a cache folder and is not kept for later mounts (manifests, tags, stored indexes, checkpoints, blobs
+/// with their maps, and the lock of who evicts), or
 /// can be used by anybody but its owner. The folder need not be there.
 #[track_caller]
 pub fn strays_in_cache(folder: &Path) -> Vec<String> {
@@ -78,9 +79,10 @@ fn is_kept(path: &Path) -> bool {
     let is_digest = |hex: &str| hex.len() == 64 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
     let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap_or("")).collect();
     match parts[..] {
-        ["indexes", "sha256", name] => is_digest(name),
+        ["indexes" | "manifests", "sha256", name] | ["manifests", "tags", name] => is_digest(name),
         ["checkpoints", name] => name.strip_prefix("sha256-").is_some_and(is_digest),
         ["blobs", "sha256", name] => is_digest(name.strip_suffix(".map").unwrap_or(name)),
+        ["eviction.lock"] => true,
         _ => false,
     }
 }
