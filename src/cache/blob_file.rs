@@ -19,7 +19,7 @@ pub const GROUP: u64 = 64;
 /// A use is written down at most so often, in seconds.
 const NOTE_AGAIN: u32 = 30;
 
-const MAGIC: [u8; 8] = *b"eo-map 1";
+pub(super) const MAGIC: [u8; 8] = *b"eo-map 1";
 /// Magic, size of the blob, bytes of a chunk, flags: little-endian, the rest zeros.
 const HEADER: u64 = 64;
 const FLAGS_AT: u64 = 24;
@@ -36,6 +36,10 @@ pub struct BlobFile {
     /// When this process noted the use of each group last.
     noted: Vec<AtomicU32>,
 }
+
+/// A chunk that is not what its checksum says.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Damaged;
 
 impl BlobFile {
     /// Opens or makes both files. A map that is not one of this blob is made anew.
@@ -192,6 +196,22 @@ impl BlobFile {
         Ok(())
     }
 
+    /// Of a chunk: its bytes if it is here, not whether it was used. A damaged one is dropped, and an error.
+    pub fn check(&self, chunk: u64) -> Result<Option<Bytes>, Damaged> {
+        let stored = || self.checksums(&(chunk..chunk + 1)).ok().and_then(|checksums| checksums.first().copied());
+        let Some(checksum) = stored().filter(|checksum| *checksum != 0) else { return Ok(None) };
+        let bytes = self.pread(chunk * CHUNK..((chunk + 1) * CHUNK).min(self.size));
+        match bytes {
+            Some(bytes) if checksum_of(&bytes) == checksum => Ok(Some(bytes)),
+            // Evicted, or evicted and written anew, while it was read.
+            _ if stored() != Some(checksum) => Ok(None),
+            _ => {
+                let _ = self.forget(chunk..chunk + 1);
+                Err(Damaged)
+            }
+        }
+    }
+
     /// Bytes of the chunks that are here.
     pub fn cached_bytes(&self) -> u64 {
         let chunks = 0..self.size.div_ceil(CHUNK);
@@ -220,7 +240,7 @@ impl BlobFile {
         Ok(bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
     }
 
-    fn note_use(&self, chunks: &Range<u64>) {
+    pub(super) fn note_use(&self, chunks: &Range<u64>) {
         let now = super::seconds_now();
         for group in chunks.start / GROUP..chunks.end.div_ceil(GROUP) {
             let Some(noted) = self.noted.get(group as usize) else { continue };

@@ -13,13 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::CHUNK;
 use super::blob_file::BlobFile;
+use super::counters::{Counters, add};
 use super::disk::DiskCache;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
 
 /// Most chunks in one request.
-const LONGEST_RUN: u64 = 16;
+pub const LONGEST_RUN: u64 = 16;
 
 /// A decorator of a source; see the module.
 pub struct ChunkCache {
@@ -34,6 +35,7 @@ struct SharedState {
     /// Bytes that requests under way may still take.
     in_flight: Arc<Semaphore>,
     chunks: Arc<Mutex<Chunks>>,
+    counters: Arc<Counters>,
 }
 
 /// What a digest's chunks are of.
@@ -47,12 +49,19 @@ enum Space {
 }
 
 struct Chunks {
-    kept: LruCache<Key, Bytes>,
+    kept: LruCache<Key, Kept>,
     bytes: u64,
     limit: u64,
     coming: HashMap<Key, Coming>,
     /// Bytes that content under way may still take; there is none before there is compressed content.
     content_in_flight: Option<Arc<Semaphore>>,
+    counters: Arc<Counters>,
+}
+
+struct Kept {
+    bytes: Bytes,
+    /// Fetched ahead, and no reader has come to it yet.
+    ahead: bool,
 }
 
 /// Blob and number of the chunk in it.
@@ -62,6 +71,8 @@ type Key = (Space, Digest, u64);
 #[derive(Clone)]
 struct Coming {
     first: u64,
+    /// As [`Kept::ahead`].
+    ahead: bool,
     run: Shared<BoxFuture<'static, Result<Arc<[Bytes]>>>>,
 }
 
@@ -76,15 +87,18 @@ impl ChunkCache {
     /// `memory`: bytes of all chunks, kept and under way.
     pub fn new(source: Arc<dyn BlobSource>, disk: Option<Arc<DiskCache>>, memory: u64) -> Self {
         let in_flight = memory / 4;
+        let counters: Arc<Counters> = Arc::default();
         let chunks = Chunks {
             kept: LruCache::unbounded(),
             bytes: 0,
             limit: memory - in_flight,
             coming: HashMap::new(),
             content_in_flight: None,
+            counters: Arc::clone(&counters),
         };
         let (in_flight, chunks) = (semaphore(in_flight), Arc::new(Mutex::new(chunks)));
-        Self { shared: Arc::new(SharedState { source, disk, space: Space::Blob, memory, in_flight, chunks }) }
+        let space = Space::Blob;
+        Self { shared: Arc::new(SharedState { source, disk, space, memory, in_flight, chunks, counters }) }
     }
 
     /// The same cache for the content of compressed blobs, in the same memory. What is under way has an eighth of its
@@ -97,18 +111,19 @@ impl ChunkCache {
             chunks.evict();
         }
         let in_flight = Arc::clone(chunks.content_in_flight.get_or_insert_with(|| semaphore(memory / 8)));
+        let (space, counters) = (Space::Content, Arc::clone(&self.shared.counters));
         let chunks = Arc::clone(&self.shared.chunks);
-        Self { shared: Arc::new(SharedState { source, disk: None, space: Space::Content, memory, in_flight, chunks }) }
+        Self { shared: Arc::new(SharedState { source, disk: None, space, memory, in_flight, chunks, counters }) }
     }
 
     /// What [`Self::keep_segment`] kept, if it is still there.
     pub fn segment(&self, blob: &Digest, number: u64) -> Option<Bytes> {
-        self.shared.chunks().kept.get(&(Space::Segment, blob.clone(), number)).cloned()
+        self.shared.chunks().kept.get(&(Space::Segment, blob.clone(), number)).map(|kept| kept.bytes.clone())
     }
 
     /// Keeps a piece of content of any length as long as there is memory, like a chunk.
     pub fn keep_segment(&self, blob: &Digest, number: u64, content: Bytes) {
-        self.shared.chunks().keep((Space::Segment, blob.clone(), number), content);
+        self.shared.chunks().keep((Space::Segment, blob.clone(), number), content, false);
     }
 
     /// Takes memory away from the chunks for as long as the reservation lives. `None`: too much of it is taken already.
@@ -126,10 +141,28 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        let (missing, _) = self.shared.missing(&self.shared.chunks(), blob, &range);
+        let mut chunks = self.shared.chunks();
+        let (missing, _) = self.shared.missing(&chunks, blob, &range);
         if missing.iter().map(run_cost).sum::<u64>() < self.shared.in_flight.available_permits() as u64 {
-            self.shared.find(blob, &range);
+            for run in missing {
+                self.shared.ask_for(&mut chunks, blob, run, true);
+            }
         }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    pub fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.shared.disk.as_ref()
+    }
+
+    /// Waits until what was fetched so far is on disk, as far as it can be kept there.
+    pub async fn written(&self) {
+        // Whoever fetches has its memory until then.
+        let all = self.shared.memory / 4;
+        drop(self.shared.acquire(all.min(u64::from(u32::MAX))).await);
     }
 
     fn read_range(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
@@ -143,7 +176,8 @@ impl ChunkCache {
         let (shared, blob) = (Arc::clone(&self.shared), blob.clone());
         async move {
             let mut chunks = Vec::with_capacity(found.len());
-            for found in found {
+            for (number, found) in chunk_numbers(&range).zip(found) {
+                shared.count(&found, overlap(number, &range));
                 chunks.push(shared.chunk(&blob, found).await?);
             }
             Ok(cut_out(&chunks, &range))
@@ -185,13 +219,24 @@ impl SharedState {
     /// A range that is all in memory, or all on disk.
     fn at_hand(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
         let mut chunks = self.chunks();
-        let kept: Option<Vec<Bytes>> = chunk_numbers(range)
-            .map(|number| chunks.kept.get(&(self.space, blob.digest.clone(), number)).cloned())
-            .collect();
+        let kept: Option<Vec<Bytes>> =
+            chunk_numbers(range).map(|number| chunks.get(&(self.space, blob.digest.clone(), number))).collect();
         drop(chunks);
-        match kept {
-            Some(kept) => Some(cut_out(&kept, range)),
-            None => self.disk.as_ref()?.blob(blob)?.read(range.clone()),
+        let (bytes, counter) = match kept {
+            Some(kept) => (cut_out(&kept, range), &self.counters.memory),
+            None => (self.disk.as_ref()?.blob(blob)?.read(range.clone())?, &self.counters.disk),
+        };
+        add(counter, bytes.len() as u64);
+        Some(bytes)
+    }
+
+    /// Content that is unpacked now comes from its blob, which is counted there.
+    fn count(&self, found: &Found, bytes: u64) {
+        match found {
+            Found::Kept(_) => add(&self.counters.memory, bytes),
+            Found::OnDisk(..) => add(&self.counters.disk, bytes),
+            Found::Coming(..) if self.space == Space::Blob => add(&self.counters.network, bytes),
+            Found::Coming(..) => {}
         }
     }
 
@@ -225,27 +270,34 @@ impl SharedState {
         let mut chunks = self.chunks();
         let (missing, file) = self.missing(&chunks, blob, range);
         for run in missing {
-            self.ask_for(&mut chunks, blob, run);
+            self.ask_for(&mut chunks, blob, run, false);
         }
         chunk_numbers(range)
             .filter_map(|number| {
                 let key = (self.space, blob.digest.clone(), number);
-                if let Some(chunk) = chunks.kept.get(&key) {
-                    return Some(Found::Kept(chunk.clone()));
+                if let Some(chunk) = chunks.get(&key) {
+                    return Some(Found::Kept(chunk));
                 }
-                match chunks.coming.get(&key) {
-                    Some(coming) => Some(Found::Coming(coming.clone(), number)),
+                match chunks.coming.get_mut(&key) {
+                    Some(coming) => {
+                        if std::mem::take(&mut coming.ahead) {
+                            let whole = 0..blob.size;
+                            add(&self.counters.ahead_used, overlap(number, &whole));
+                        }
+                        Some(Found::Coming(coming.clone(), number))
+                    }
                     None => Some(Found::OnDisk(Arc::clone(file.as_ref()?), number)),
                 }
             })
             .collect()
     }
 
-    fn ask_for(self: &Arc<Self>, chunks: &mut Chunks, blob: &Descriptor, run: Range<u64>) -> Coming {
-        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone()));
+    fn ask_for(self: &Arc<Self>, chunks: &mut Chunks, blob: &Descriptor, run: Range<u64>, ahead: bool) -> Coming {
+        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone(), ahead));
         let object = blob.digest.clone();
         let coming = Coming {
             first: run.start,
+            ahead,
             run: async move { fetch.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }
                 .boxed()
                 .shared(),
@@ -268,7 +320,7 @@ impl SharedState {
                 // Evicted since it was found, or damaged.
                 let mut chunks = self.chunks();
                 let known = chunks.coming.get(&(self.space, blob.digest.clone(), number)).cloned();
-                (known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1)), number)
+                (known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1, false)), number)
             }
         };
         let run = coming.run.await?;
@@ -277,16 +329,21 @@ impl SharedState {
     }
 
     /// One request. Its chunks are kept, and no longer coming, when it ends, however it ends.
-    async fn fetch(self: Arc<Self>, blob: Descriptor, run: Range<u64>) -> Result<Arc<[Bytes]>> {
+    async fn fetch(self: Arc<Self>, blob: Descriptor, run: Range<u64>, ahead: bool) -> Result<Arc<[Bytes]>> {
         let cleared = ClearComing { state: &self, blob: &blob.digest, run: run.clone() };
         let memory = self.acquire(run_cost(&run)).await;
         let bytes = self.source.read(&blob, run.start * CHUNK..(run.end * CHUNK).min(blob.size)).await?;
         // Copies, so that one kept chunk does not hold the memory of its whole run.
         let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
+        if ahead {
+            add(&self.counters.ahead_fetched, bytes.len() as u64);
+        }
         drop(bytes);
         let mut chunks = self.chunks();
         for (number, chunk) in run.clone().zip(run_chunks.iter()) {
-            chunks.keep((self.space, blob.digest.clone(), number), chunk.clone());
+            let key = (self.space, blob.digest.clone(), number);
+            let ahead = chunks.coming.get(&key).is_some_and(|coming| coming.ahead);
+            chunks.keep(key, chunk.clone(), ahead);
         }
         drop(chunks);
         drop(cleared);
@@ -323,10 +380,19 @@ impl Drop for ClearComing<'_> {
 }
 
 impl Chunks {
-    fn keep(&mut self, key: Key, chunk: Bytes) {
-        self.bytes += chunk.len() as u64;
-        if let Some(old) = self.kept.put(key, chunk) {
-            self.bytes -= old.len() as u64;
+    /// For a reader.
+    fn get(&mut self, key: &Key) -> Option<Bytes> {
+        let kept = self.kept.get_mut(key)?;
+        if std::mem::take(&mut kept.ahead) {
+            add(&self.counters.ahead_used, kept.bytes.len() as u64);
+        }
+        Some(kept.bytes.clone())
+    }
+
+    fn keep(&mut self, key: Key, bytes: Bytes, ahead: bool) {
+        self.bytes += bytes.len() as u64;
+        if let Some(old) = self.kept.put(key, Kept { bytes, ahead }) {
+            self.bytes -= old.bytes.len() as u64;
         }
         self.evict();
     }
@@ -334,7 +400,10 @@ impl Chunks {
     fn evict(&mut self) {
         while self.bytes > self.limit {
             let Some((_, old)) = self.kept.pop_lru() else { break };
-            self.bytes -= old.len() as u64;
+            self.bytes -= old.bytes.len() as u64;
+            if old.ahead {
+                add(&self.counters.ahead_wasted, old.bytes.len() as u64);
+            }
         }
     }
 }
@@ -345,6 +414,11 @@ fn semaphore(bytes: u64) -> Arc<Semaphore> {
 
 fn chunk_numbers(range: &Range<u64>) -> Range<u64> {
     range.start / CHUNK..range.end.div_ceil(CHUNK)
+}
+
+/// Bytes that a chunk and a range have in common.
+fn overlap(number: u64, range: &Range<u64>) -> u64 {
+    ((number + 1) * CHUNK).min(range.end).saturating_sub((number * CHUNK).max(range.start))
 }
 
 /// Bytes in flight for a run: the answer, and its copy in chunks.

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -16,7 +17,7 @@ use super::{CHUNK, seconds_now};
 use crate::oci::{Descriptor, Digest};
 
 /// Folder of the blobs in the cache folder.
-const BLOBS: &str = "blobs";
+pub(super) const BLOBS: &str = "blobs";
 /// Blobs held open at once, two files each.
 const OPEN_BLOBS: usize = 256;
 /// Of the limit: what may be written between two looks at what is used. Eight processes that write at once stay below
@@ -39,7 +40,10 @@ pub struct DiskCache {
     open: Mutex<LruCache<Digest, Arc<BlobFile>>>,
     /// Bytes written since what is used was last counted.
     unseen: AtomicU64,
-    evicting: AtomicBool,
+    /// Bytes used when they were last counted; `u64::MAX`: not yet.
+    counted: AtomicU64,
+    /// Held while what is used is counted, and by who writes right after.
+    counting: Mutex<()>,
     /// Second until which nothing is written, after a refusal.
     resting: AtomicU64,
 }
@@ -55,7 +59,8 @@ impl DiskCache {
             open: Mutex::new(LruCache::unbounded()),
             // The first write looks.
             unseen: AtomicU64::new(limit),
-            evicting: AtomicBool::new(false),
+            counted: AtomicU64::new(u64::MAX),
+            counting: Mutex::default(),
             resting: AtomicU64::new(0),
         }
     }
@@ -93,9 +98,7 @@ impl DiskCache {
     pub fn write(&self, blob: &Descriptor, first: u64, chunks: &[Bytes]) {
         let Some(file) = self.blob(blob) else { return };
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if !self.make_room(bytes) {
-            return;
-        }
+        let Some(_turn) = self.make_room(bytes) else { return };
         if let Err(error) = file.write(first, chunks) {
             self.rest(&error);
         }
@@ -114,39 +117,93 @@ impl DiskCache {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Whether so many bytes may be written now. Counts, and evicts, when enough has been written since it last did.
-    fn make_room(&self, bytes: u64) -> bool {
-        let unseen = self.unseen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if unseen < self.limit / SHARE_UNSEEN {
-            return true;
+    /// Whether so many bytes may be written now. Counts, and evicts, when enough has been written since it last did; what
+    /// is given back is to be held while they are written.
+    fn make_room(&self, bytes: u64) -> Option<Option<MutexGuard<'_, ()>>> {
+        let is_little = || self.unseen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) < self.share_unseen();
+        if is_little() {
+            return Some(None);
         }
-        if self.evicting.swap(true, Ordering::Acquire) {
-            // Somebody else counts; a chunk that is not kept is fetched again one day.
-            return unseen < self.limit / SHARE_UNSEEN * 2;
+        let turn = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have counted meanwhile.
+        if is_little() {
+            return Some(Some(turn));
         }
-        let room = self.evict().unwrap_or_else(|error| {
+        // A quarter of it more than must be: not again at the next write.
+        let room = self.evict(self.limit / 8 * 7, self.limit / 4 * 3).unwrap_or_else(|error| {
             self.rest(&error);
             false
         });
         self.unseen.store(bytes, Ordering::Relaxed);
-        self.evicting.store(false, Ordering::Release);
-        room
+        room.then_some(Some(turn))
     }
 
-    /// Brings what is used below its mark, the least recently used groups first. Says whether it is below now.
-    fn evict(&self) -> io::Result<bool> {
+    fn share_unseen(&self) -> u64 {
+        self.limit / SHARE_UNSEEN
+    }
+
+    /// Bytes on disk when they were last counted; nothing before the first write.
+    pub fn counted(&self) -> Option<u64> {
+        Some(self.counted.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
+    }
+
+    /// Bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Bytes of blobs that can be kept without one of them driving out another, if `wanted` bytes of them are here.
+    /// Blocks on the disk.
+    pub fn room(&self, wanted: u64) -> io::Result<u64> {
+        let others = others_in(&self.folder)?.saturating_add(self.unnamed.load(Ordering::Relaxed));
+        let blobs: u64 = blobs_in(&self.folder)?.iter().map(|blob| blob.used).sum();
+        let given_up = blobs.saturating_sub(wanted);
+        let free = free_bytes(&self.folder)?.saturating_sub(self.min_free).saturating_add(given_up);
+        Ok((self.limit / 4 * 3).saturating_sub(others).min(wanted.saturating_add(free)))
+    }
+
+    /// Evicts until at most `target` bytes are used; how many then are.
+    pub fn prune(&self, target: u64) -> io::Result<u64> {
+        let _turn = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.evict(target, target)?;
+        Ok(self.counted().unwrap_or(0))
+    }
+
+    /// Runs of chunks that are not on disk, at most so long; those that are count as used now.
+    pub fn missing(&self, blob: &Descriptor, chunks: Range<u64>, longest: u64) -> Vec<Range<u64>> {
+        let file = self.blob(blob);
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut at = chunks.start;
+        while at < chunks.end {
+            let group = at..chunks.end.min(at.saturating_add(GROUP));
+            at = group.end;
+            let present = file.as_ref().map_or_else(Vec::new, |file| file.present(group.clone()));
+            if let Some(file) = file.as_ref().filter(|_| present.contains(&true)) {
+                file.note_use(&group);
+            }
+            for (number, _) in group.zip(present.into_iter().chain(std::iter::repeat(false))).filter(|(_, here)| !here)
+            {
+                match runs.last_mut() {
+                    Some(run) if run.end == number && run.end - run.start < longest => run.end += 1,
+                    _ => runs.push(number..number + 1),
+                }
+            }
+        }
+        runs
+    }
+
+    /// If more than `start` bytes are used, brings that down to `target`, the least recently used groups first. Says
+    /// whether it is below `start` now.
+    fn evict(&self, start: u64, target: u64) -> io::Result<bool> {
         let blobs = blobs_in(&self.folder)?;
         let others = others_in(&self.folder)?.saturating_add(self.unnamed.load(Ordering::Relaxed));
         let used: u64 = blobs.iter().map(|blob| blob.used).sum::<u64>().saturating_add(others);
-        let file_system = rustix::fs::statvfs(existing(&self.folder))?;
-        let free = file_system.f_bavail.saturating_mul(file_system.f_frsize);
-        let start = self.limit / 8 * 7;
-        let short_of_free = self.min_free.saturating_sub(free);
+        self.counted.store(used, Ordering::Relaxed);
+        let short_of_free = self.min_free.saturating_sub(free_bytes(&self.folder)?);
         if used <= start && short_of_free == 0 {
             return Ok(true);
         }
-        // A quarter more than must be: not again at the next write.
-        let target = (self.limit / 4 * 3).min(used.saturating_sub(short_of_free));
+        let target = target.min(used.saturating_sub(short_of_free));
         let mut groups = Vec::new();
         let mut files = Vec::new();
         for blob in blobs {
@@ -180,6 +237,7 @@ impl DiskCache {
                 remove_unused(&blob.path)?;
             }
         }
+        self.counted.store(left, Ordering::Relaxed);
         Ok(left <= start)
     }
 }
@@ -210,23 +268,39 @@ pub fn blobs_in(folder: &Path) -> io::Result<Vec<Kept>> {
 }
 
 /// Bytes of disk that everything else in a cache folder takes.
-fn others_in(folder: &Path) -> io::Result<u64> {
+pub(super) fn others_in(folder: &Path) -> io::Result<u64> {
     let mut used = 0;
-    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(below) = folders.pop() {
-        for entry in entries(&below)? {
-            let entry = entry?;
-            match entry.metadata() {
-                Ok(metadata) if metadata.is_dir() && entry.path() != folder.join(BLOBS) => folders.push(entry.path()),
-                Ok(metadata) if metadata.is_file() => used += metadata.blocks() * 512,
-                _ => {}
-            }
-        }
+    for entry in entries(folder)? {
+        let entry = entry?;
+        let files = match entry.file_type()?.is_dir() {
+            true if entry.file_name() == BLOBS => Vec::new(),
+            true => files_below(&entry.path())?,
+            false => vec![entry.path()],
+        };
+        let metadata = files.iter().filter_map(|file| fs::symlink_metadata(file).ok());
+        used += metadata.map(|metadata| metadata.blocks() * 512).sum::<u64>();
     }
     Ok(used)
 }
 
-fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+/// Regular files, however deep.
+pub(super) fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(below) = folders.pop() {
+        for entry in entries(&below)? {
+            let entry = entry?;
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    Ok(files)
+}
+
+pub(super) fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // Not a folder: whatever it is, no blobs are in it.
@@ -237,7 +311,7 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
 }
 
 /// Bytes of disk that a blob and its map take.
-fn used_by(path: &Path) -> u64 {
+pub(super) fn used_by(path: &Path) -> u64 {
     let blocks = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.blocks());
     (blocks(path) + blocks(&map_path(path))) * 512
 }
@@ -250,6 +324,12 @@ fn remove_unused(path: &Path) -> io::Result<()> {
         fs::remove_file(map_path(path))?;
     }
     Ok(())
+}
+
+/// Of the file system.
+fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let file_system = rustix::fs::statvfs(existing(folder))?;
+    Ok(file_system.f_bavail.saturating_mul(file_system.f_frsize))
 }
 
 fn existing(folder: &Path) -> &Path {

@@ -4,18 +4,22 @@
 mod blob_file;
 mod checkpoints;
 mod chunks;
+mod counters;
 mod disk;
 mod folder;
 mod indexes;
+mod upkeep;
 
-pub use chunks::{ChunkCache, MemoryReservation};
+pub use chunks::{ChunkCache, LONGEST_RUN, MemoryReservation};
+pub use counters::{Ahead, Counters, Served};
 pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};
 pub use indexes::Indexes;
+pub use upkeep::{Checked, Cleared, KeptBlob, Sizes, Upkeep};
 
 /// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
 /// it fetches 128 KiB at most.
-const CHUNK: u64 = 64 << 10;
+pub const CHUNK: u64 = 64 << 10;
 
 /// Seconds since 1970.
 fn seconds_now() -> u32 {

@@ -65,8 +65,13 @@ pub async fn unpack(
         None => Box::new(Work::new(layer, compression, sources)?),
     };
     let pieces = (work.pass.position()..layer.size).step_by(PIECE as usize);
+    // What has come once for the pass is on disk for the reads after it.
+    let raw = match sources.chunks.disk() {
+        Some(_) => sources.chunks.as_ref(),
+        None => sources.headers.as_ref(),
+    };
     let mut pieces = stream::iter(pieces.map(|start| start..start.saturating_add(PIECE).min(layer.size)))
-        .map(|range| sources.headers.read(layer, range))
+        .map(|range| raw.read(layer, range))
         .buffered(2);
     while let Some(piece) = pieces.next().await {
         let bytes = match piece {

@@ -9,6 +9,8 @@ mod layer;
 mod lookahead;
 mod names;
 mod open;
+mod prefetch;
+mod select;
 mod stored;
 mod tree;
 mod xattrs;
@@ -17,6 +19,7 @@ mod zip;
 use std::fmt::Display;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -30,6 +33,8 @@ pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
+pub use prefetch::{Fetched, Plan};
+pub use select::{Failed, Selection};
 use tree::{Node, NodeId, Tree};
 
 /// Inode number: computed from layer and entry, so that no table is needed. 1 is the root.
@@ -105,6 +110,8 @@ pub struct Mount {
     /// Shown for all that the archives say nothing about.
     created: SystemTime,
     traffic: Arc<Traffic>,
+    /// Bytes that readers were given.
+    given: AtomicU64,
 }
 
 /// Where a layer's directory is.
@@ -194,6 +201,12 @@ impl Mount {
 
     /// Exactly `size` bytes, fewer only at the end of the file.
     pub async fn read(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
+        let bytes = self.read_file(file, offset, size).await?;
+        self.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    async fn read_file(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
         let range = offset..offset.saturating_add(u64::from(size));
         match self.place(file)? {
             Place::Node(id) => match self.tree.node(id) {

@@ -1,6 +1,7 @@
 //! From a reference to a mount: resolve, check manifest and config, name the layers. No layer is fetched.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -103,6 +104,7 @@ impl Mount {
             tree,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,
+            given: AtomicU64::new(0),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use serde_json::json;
 
 use super::tree::Node;
@@ -60,7 +62,16 @@ impl Mount {
     }
 
     fn root_xattrs(&self) -> Vec<Xattr> {
-        let stats = json!({ "dataset_bytes": self.usage().bytes, "network": self.traffic.count() });
+        let chunks = &self.sources.chunks;
+        let disk = chunks.disk().map(|disk| json!({ "used": disk.counted(), "limit": disk.limit() }));
+        let stats = json!({
+            "dataset_bytes": self.usage().bytes,
+            "read_bytes": self.given.load(Relaxed),
+            "served": chunks.counters().served(),
+            "network": self.traffic.count(),
+            "read_ahead": chunks.counters().ahead(),
+            "cache": disk,
+        });
         vec![
             (b"user.oci.digest".to_vec(), self.digest.as_str().into()),
             (b"user.eo.stats".to_vec(), stats.to_string().into_bytes()),
