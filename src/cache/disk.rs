@@ -152,14 +152,14 @@ impl DiskCache {
         self.limit
     }
 
-    /// Bytes of blobs that can be kept without one of them driving out another, if `wanted` bytes of them are here.
+    /// Bytes of blobs that can be kept without one of them driving out another, if `cached` bytes of them are here.
     /// Blocks on the disk.
-    pub fn room(&self, wanted: u64) -> io::Result<u64> {
+    pub fn room(&self, cached: u64) -> io::Result<u64> {
         let others = others_in(&self.folder)?.saturating_add(self.unnamed.load(Ordering::Relaxed));
         let blobs: u64 = blobs_in(&self.folder)?.iter().map(|blob| blob.used).sum();
-        let given_up = blobs.saturating_sub(wanted);
+        let given_up = blobs.saturating_sub(cached);
         let free = free_bytes(&self.folder)?.saturating_sub(self.min_free).saturating_add(given_up);
-        Ok((self.limit / 4 * 3).saturating_sub(others).min(wanted.saturating_add(free)))
+        Ok((self.limit / 4 * 3).saturating_sub(others).min(cached.saturating_add(free)))
     }
 
     /// Evicts until at most `target` bytes are used; how many then are.

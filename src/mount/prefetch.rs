@@ -1,6 +1,6 @@
 //! Fetches what was chosen into the cache folder, the same way as reads do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -41,6 +41,8 @@ struct Part {
     blob: Descriptor,
     /// None: all of it.
     files: Option<Vec<EntryId>>,
+    /// Of an archive whose members lie in the blob as they are.
+    is_plain: bool,
     /// Chunks: sorted, without overlap.
     wanted: Vec<Range<u64>>,
     /// Chunks, at most [`LONGEST_RUN`] each.
@@ -68,10 +70,13 @@ impl Mount {
         })?;
         let mut parts = Vec::new();
         let mut files = 0;
+        let mut seen = HashSet::new();
         for (layer, chosen) in selection.layers {
             let blob = self.layer(layer)?.descriptor.clone();
-            let (files_of_it, wanted) = match chosen {
-                Chosen::Whole => (None, whole(&blob)),
+            let (files_of_it, is_plain, wanted) = match chosen {
+                // The same layer may stand in the manifest twice.
+                Chosen::Whole if !seen.insert(blob.digest.clone()) => continue,
+                Chosen::Whole => (None, false, whole(&blob)),
                 Chosen::Files(mut chosen) => {
                     chosen.sort();
                     chosen.dedup();
@@ -80,10 +85,10 @@ impl Mount {
                     // What members of other archives are decoded from is somewhere in the blob.
                     let is_plain = std::ptr::addr_eq(Arc::as_ptr(&contents.source), Arc::as_ptr(&self.sources.data));
                     let wanted = if is_plain { chunks_of(&contents.index, &chosen) } else { whole(&blob) };
-                    (Some(chosen), wanted)
+                    (Some(chosen), is_plain, wanted)
                 }
             };
-            parts.push(Part { layer, blob, files: files_of_it, wanted, missing: Vec::new() });
+            parts.push(Part { layer, blob, files: files_of_it, is_plain, wanted, missing: Vec::new() });
         }
         let sized = |parts: &[Part], chunks: fn(&Part) -> &[Range<u64>]| {
             parts.iter().map(|part| bytes_of(&part.blob, chunks(part))).sum::<u64>()
@@ -195,9 +200,8 @@ impl Mount {
         let (Some(files), Some(contents)) = (&part.files, contents) else {
             return vec![Failed { path: layer, error: (*first).clone() }];
         };
-        let all = part.wanted == whole(&part.blob);
         let error_of = |file: EntryId| {
-            let of_file = if all { whole(&part.blob) } else { chunks_of(&contents.index, &[file]) };
+            let of_file = if part.is_plain { chunks_of(&contents.index, &[file]) } else { whole(&part.blob) };
             let overlaps = |run: &Range<u64>| of_file.iter().any(|own| own.start < run.end && run.start < own.end);
             failures.iter().find(|(run, _)| overlaps(run)).map(|(_, error)| (*error).clone())
         };
