@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use lru::LruCache;
@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::CHUNK;
 use super::blob_file::BlobFile;
 use super::counters::{Counters, add};
+use super::cut::{chunk_numbers, cut_out, overlap, run_cost};
 use super::disk::DiskCache;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -410,37 +411,4 @@ impl Chunks {
 
 fn semaphore(bytes: u64) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(u32::MAX as usize)))
-}
-
-fn chunk_numbers(range: &Range<u64>) -> Range<u64> {
-    range.start / CHUNK..range.end.div_ceil(CHUNK)
-}
-
-/// Bytes that a chunk and a range have in common.
-fn overlap(number: u64, range: &Range<u64>) -> u64 {
-    ((number + 1) * CHUNK).min(range.end).saturating_sub((number * CHUNK).max(range.start))
-}
-
-/// Bytes in flight for a run: the answer, and its copy in chunks.
-fn run_cost(run: &Range<u64>) -> u64 {
-    (run.end - run.start) * CHUNK * 2
-}
-
-/// `range` of the blob out of the chunks that cover it.
-fn cut_out(chunks: &[Bytes], range: &Range<u64>) -> Bytes {
-    let start = (range.start % CHUNK) as usize;
-    let length = (range.end - range.start) as usize;
-    match chunks {
-        [chunk] => chunk.slice(start.min(chunk.len())..(start + length).min(chunk.len())),
-        chunks => {
-            let mut bytes = BytesMut::with_capacity(length);
-            let mut skip = start;
-            for chunk in chunks {
-                let rest = chunk.get(skip..).unwrap_or_default();
-                bytes.extend_from_slice(rest.get(..length - bytes.len()).unwrap_or(rest));
-                skip = 0;
-            }
-            bytes.freeze()
-        }
-    }
 }

@@ -5,6 +5,7 @@ mod blob_file;
 mod checkpoints;
 mod chunks;
 mod counters;
+mod cut;
 mod disk;
 mod folder;
 mod indexes;
