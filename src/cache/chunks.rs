@@ -142,6 +142,10 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
+        // Read-ahead may have come to the blob's end.
+        if range.start >= range.end {
+            return;
+        }
         let mut chunks = self.shared.chunks();
         let (missing, _) = self.shared.missing(&chunks, blob, &range);
         if missing.iter().map(run_cost).sum::<u64>() < self.shared.in_flight.available_permits() as u64 {
@@ -411,4 +415,30 @@ impl Chunks {
 
 fn semaphore(bytes: u64) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(u32::MAX as usize)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn read_ahead_past_the_end_of_a_blob_on_disk_fetches_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(DiskCache::new(dir.path().to_owned(), 1 << 30, 0, Arc::default()));
+        let cache = ChunkCache::new(Arc::new(Nothing), Some(disk), 1 << 24);
+        let annotations = Default::default();
+        let size = 3 * CHUNK + 1;
+        let blob = Descriptor { digest: Digest::sha256_of(b""), size, media_type: String::new(), annotations };
+        cache.prefetch(&blob, 9 * CHUNK..size);
+        cache.written().await;
+        assert_eq!(cache.counters().ahead().fetched, 0);
+    }
+
+    struct Nothing;
+
+    impl BlobSource for Nothing {
+        fn read<'a>(&'a self, _: &'a Descriptor, _: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+            std::future::ready(Err(Error::new(ErrorKind::Io, "nothing", "asked"))).boxed()
+        }
+    }
 }
