@@ -5,10 +5,12 @@
 //! afterwards. A chunk that was checked once is given out unchecked only while the generation stays what it was; in doubt it
 //! is checked again, and what two processes did to it at once is then seen, and fetched again.
 
-use std::fs::{self, File, OpenOptions};
+mod checked;
+
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +20,8 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CHUNK;
-use super::own_file::{open_or_make, open_own};
+use super::own_file::{is_at, open_or_make, open_own};
+use checked::Checked;
 
 /// Chunks whose use is noted together, and which are evicted together: 4 MiB.
 pub const GROUP: u64 = 64;
@@ -52,13 +55,9 @@ pub struct BlobFile {
     looked_at: AtomicBool,
 }
 
-/// Chunks whose checksum this process has seen to hold in one generation.
-#[derive(Default)]
-struct Checked {
-    generation: u64,
-    /// A bit for each chunk.
-    bits: Vec<u64>,
-}
+/// A chunk that is not what its checksum says, by its number; it is dropped.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Damaged(pub u64);
 
 impl BlobFile {
     /// Opens or makes both files. A map that is not one of this blob is made anew.
@@ -128,10 +127,6 @@ impl BlobFile {
 
     /// Whether both files still are where they were opened: false when somebody has taken them away.
     pub fn is_in_place(&self) -> bool {
-        let is_at = |file: &File, path: &Path| {
-            fs::symlink_metadata(path)
-                .is_ok_and(|now| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (now.dev(), now.ino())))
-        };
         is_at(&self.map, &map_path(&self.path)) && is_at(&self.data, &self.path)
     }
 
@@ -187,34 +182,40 @@ impl BlobFile {
     /// The bytes of a range, if every chunk of it is here and right. A chunk that is not is dropped.
     pub fn read(&self, range: Range<u64>) -> Option<Bytes> {
         let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
-        let generation = self.generation().ok()?;
-        let before = self.checksums(&chunks).ok()?;
-        if before.contains(&0) {
-            return None;
-        }
-        let bytes = if self.checked().holds(generation, &chunks) {
-            let bytes = self.pread(range)?;
-            // What was given up or written meanwhile may have been read as anything.
-            if self.generation().ok()? != generation || self.checksums(&chunks).ok()? != before {
-                return None;
-            }
-            bytes
-        } else {
-            let whole = self.pread(chunks.start * CHUNK..(chunks.end * CHUNK).min(self.size))?;
-            for ((chunk, bytes), checksum) in chunks.clone().zip(whole.chunks(CHUNK as usize)).zip(&before) {
-                if checksum_of(bytes) != *checksum {
-                    self.drop_damaged(chunk, *checksum, generation);
-                    return None;
-                }
-            }
-            if self.generation().ok()? == generation {
-                self.checked().note(generation, &chunks);
-            }
-            let start = (range.start - chunks.start * CHUNK) as usize;
-            whole.slice(start..start + (range.end - range.start) as usize)
-        };
+        let bytes = self.check(range).unwrap_or_else(|Damaged(chunk)| {
+            tracing::warn!("{}: chunk {chunk} is damaged; it is fetched again", self.path.display());
+            None
+        })?;
         self.note_use(&chunks);
         Some(bytes)
+    }
+
+    /// The same, which is no use.
+    pub fn check(&self, range: Range<u64>) -> Result<Option<Bytes>, Damaged> {
+        let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
+        let (Ok(generation), Ok(before)) = (self.generation(), self.checksums(&chunks)) else { return Ok(None) };
+        if before.contains(&0) {
+            return Ok(None);
+        }
+        if self.checked().holds(generation, &chunks) {
+            let bytes = self.pread(range);
+            // What was given up or written meanwhile may have been read as anything.
+            let is_as_before = self.generation().is_ok_and(|now| now == generation)
+                && self.checksums(&chunks).is_ok_and(|now| now == before);
+            return Ok(bytes.filter(|_| is_as_before));
+        }
+        let whole = self.pread(chunks.start * CHUNK..(chunks.end * CHUNK).min(self.size));
+        let Some(whole) = whole else { return Ok(None) };
+        for ((chunk, bytes), checksum) in chunks.clone().zip(whole.chunks(CHUNK as usize)).zip(&before) {
+            if checksum_of(bytes) != *checksum {
+                return self.drop_damaged(chunk, *checksum, generation).map(|()| None);
+            }
+        }
+        if self.generation().is_ok_and(|now| now == generation) {
+            self.checked().note(generation, &chunks);
+        }
+        let start = (range.start - chunks.start * CHUNK) as usize;
+        Ok(Some(whole.slice(start..start + (range.end - range.start) as usize)))
     }
 
     fn pread(&self, range: Range<u64>) -> Option<Bytes> {
@@ -223,15 +224,15 @@ impl BlobFile {
         Some(bytes.into())
     }
 
-    fn drop_damaged(&self, chunk: u64, checksum: u64, generation: u64) {
+    fn drop_damaged(&self, chunk: u64, checksum: u64, generation: u64) -> Result<(), Damaged> {
         // Given up since, or just being given up: that is no damage.
         let given_up = self.checksums(&(chunk..chunk + 1)).is_ok_and(|now| now != [checksum]);
         if given_up || self.generation().is_ok_and(|now| now != generation || now % 2 == 1) {
-            return;
+            return Ok(());
         }
-        tracing::warn!("{}: chunk {chunk} is damaged; it is fetched again", self.path.display());
         let _ = self.write_map(&[0; 8], self.checksum_at(chunk));
         let _ = self.write_map(&[0; 8], BLOB_CHECKED_AT);
+        Err(Damaged(chunk))
     }
 
     /// Keeps neighbouring chunks, the first of which is `first`. Those that are here stay as they are.
@@ -346,7 +347,8 @@ impl BlobFile {
         Ok(bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
     }
 
-    fn note_use(&self, chunks: &Range<u64>) {
+    /// Writes down that these chunks are used now.
+    pub fn note_use(&self, chunks: &Range<u64>) {
         let now = super::seconds_now();
         for group in chunks.start / GROUP..chunks.end.div_ceil(GROUP) {
             let Some(noted) = self.noted.get(group as usize) else { continue };
@@ -373,36 +375,6 @@ impl BlobFile {
     }
 }
 
-impl Checked {
-    fn begin(&mut self, generation: u64) {
-        if generation > self.generation {
-            (self.generation, self.bits) = (generation, Vec::new());
-        }
-    }
-
-    fn holds(&mut self, generation: u64, chunks: &Range<u64>) -> bool {
-        self.begin(generation);
-        let bit = |chunk: u64| self.bits.get((chunk / 64) as usize).is_some_and(|word| word >> (chunk % 64) & 1 == 1);
-        generation.is_multiple_of(2) && generation == self.generation && chunks.clone().all(bit)
-    }
-
-    fn note(&mut self, generation: u64, chunks: &Range<u64>) {
-        self.begin(generation);
-        if self.generation != generation || generation % 2 == 1 {
-            return;
-        }
-        for chunk in chunks.clone() {
-            let place = (chunk / 64) as usize;
-            if self.bits.len() <= place {
-                self.bits.resize(place + 1, 0);
-            }
-            if let Some(word) = self.bits.get_mut(place) {
-                *word |= 1 << (chunk % 64);
-            }
-        }
-    }
-}
-
 pub fn map_path(blob: &Path) -> PathBuf {
     blob.with_extension("map")
 }
@@ -414,6 +386,8 @@ fn checksum_of(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn blob(chunks: u64) -> (tempfile::TempDir, PathBuf, Vec<Bytes>) {

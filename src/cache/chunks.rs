@@ -1,34 +1,34 @@
 //! Chunks in memory, and behind them those on disk: in memory the least recently used go first, and all who want the same
 //! missing chunk wait for one request.
 
+mod fetch;
 mod memory;
 mod whole;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::CHUNK;
 use super::blob_file::BlobFile;
+use super::counters::{Counters, add};
+use super::cut::{COST, chunk_numbers, cut_out, overlap, run_cost};
 use super::disk::DiskCache;
 use crate::blob::BlobSource;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
 use memory::Chunks;
 pub use memory::MemoryReservation;
 use whole::Whole;
 
 /// Most chunks in one request.
-const LONGEST_RUN: u64 = 16;
+pub const LONGEST_RUN: u64 = 16;
 /// More requests than ever are under way.
 const WRITES: u32 = 1 << 16;
-
-/// A byte in flight is there twice: in the answer, and in its copy in chunks.
-const COST: u64 = 2;
 
 /// A decorator of a source; see the module.
 pub struct ChunkCache {
@@ -46,6 +46,7 @@ struct SharedState {
     unwritten: Arc<Semaphore>,
     whole: Arc<Whole>,
     chunks: Arc<Mutex<Chunks>>,
+    counters: Arc<Counters>,
 }
 
 /// What a digest's chunks are of.
@@ -65,6 +66,8 @@ type Key = (Space, Digest, u64);
 #[derive(Clone)]
 struct Coming {
     first: u64,
+    /// Nobody has asked for it yet.
+    ahead: bool,
     run: Shared<BoxFuture<'static, Result<Arc<[Bytes]>>>>,
 }
 
@@ -88,6 +91,7 @@ impl ChunkCache {
 
     fn with(source: Arc<dyn BlobSource>, disk: Option<Arc<DiskCache>>, memory: u64, whole: Whole) -> Self {
         let in_flight = memory / 4;
+        let counters: Arc<Counters> = Arc::default();
         let shared = SharedState {
             source,
             disk,
@@ -96,7 +100,8 @@ impl ChunkCache {
             in_flight: semaphore(in_flight),
             unwritten: semaphore(u64::from(WRITES)),
             whole: Arc::new(whole),
-            chunks: Arc::new(Mutex::new(Chunks::new(memory - in_flight))),
+            chunks: Arc::new(Mutex::new(Chunks::new(memory - in_flight, Arc::clone(&counters)))),
+            counters,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -120,18 +125,19 @@ impl ChunkCache {
             unwritten: semaphore(u64::from(WRITES)),
             whole: Arc::default(),
             chunks: Arc::clone(&self.shared.chunks),
+            counters: Arc::clone(&self.shared.counters),
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// What [`Self::keep_segment`] kept, if it is still there.
     pub fn segment(&self, blob: &Digest, number: u64) -> Option<Bytes> {
-        self.shared.chunks().kept.get(&(Space::Segment, blob.clone(), number)).cloned()
+        self.shared.chunks().get(&(Space::Segment, blob.clone(), number))
     }
 
     /// Keeps a piece of content of any length as long as there is memory, like a chunk.
     pub fn keep_segment(&self, blob: &Digest, number: u64, content: Bytes) {
-        self.shared.chunks().keep((Space::Segment, blob.clone(), number), content);
+        self.shared.chunks().keep((Space::Segment, blob.clone(), number), content, false);
     }
 
     /// Takes memory away from the chunks for as long as the reservation lives. `None`: too much of it is taken already.
@@ -141,6 +147,14 @@ impl ChunkCache {
 
     pub fn memory(&self) -> u64 {
         self.shared.memory
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    pub fn disk(&self) -> Option<&Arc<DiskCache>> {
+        self.shared.disk.as_ref()
     }
 
     /// A range that was read before, without a request. Leaves no trace of blobs that were not.
@@ -168,7 +182,7 @@ impl ChunkCache {
         let missing = self.shared.missing(&chunks, blob, &range, &on_disk);
         if missing.iter().map(run_cost).sum::<u64>() < self.shared.in_flight.available_permits() as u64 {
             for run in missing {
-                self.shared.ask_for(&mut chunks, blob, run);
+                self.shared.ask_for(&mut chunks, blob, run, true);
             }
         }
     }
@@ -191,7 +205,8 @@ impl ChunkCache {
         let (shared, blob) = (Arc::clone(&self.shared), blob.clone());
         async move {
             let mut chunks = Vec::with_capacity(found.len());
-            for found in found {
+            for (number, found) in chunk_numbers(&range).zip(found) {
+                shared.count(&found, overlap(number, &range));
                 chunks.push(shared.chunk(&blob, found).await?);
             }
             Ok(cut_out(&chunks, &range))
@@ -215,19 +230,30 @@ impl SharedState {
     /// A range that is all in memory, or all on disk.
     fn at_hand(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
         if let Some(bytes) = self.in_memory(blob, range) {
+            add(&self.counters.memory, bytes.len() as u64);
             return Some(bytes);
         }
         let file = self.disk.as_ref()?.blob(blob)?;
         let bytes = file.read(range.clone())?;
+        add(&self.counters.disk, bytes.len() as u64);
         self.look_whether_whole(blob, &file);
         Some(bytes)
     }
 
+    /// Content that is unpacked now comes from its blob, which is counted there.
+    fn count(&self, found: &Found, bytes: u64) {
+        match found {
+            Found::Kept(_) => add(&self.counters.memory, bytes),
+            Found::OnDisk(..) => add(&self.counters.disk, bytes),
+            Found::Coming(..) if self.space == Space::Blob => add(&self.counters.network, bytes),
+            Found::Coming(..) => {}
+        }
+    }
+
     fn in_memory(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
         let mut chunks = self.chunks();
-        let kept: Option<Vec<Bytes>> = chunk_numbers(range)
-            .map(|number| chunks.kept.get(&(self.space, blob.digest.clone(), number)).cloned())
-            .collect();
+        let kept: Option<Vec<Bytes>> =
+            chunk_numbers(range).map(|number| chunks.get(&(self.space, blob.digest.clone(), number))).collect();
         drop(chunks);
         Some(cut_out(&kept?, range))
     }
@@ -250,7 +276,7 @@ impl SharedState {
         let on_disk = on_disk.iter().flat_map(|(_, present)| present.iter().copied()).chain(std::iter::repeat(false));
         let missing = chunk_numbers(range).zip(on_disk).filter(|(number, on_disk)| {
             let key = (self.space, blob.digest.clone(), *number);
-            !on_disk && !chunks.kept.contains(&key) && !chunks.coming.contains_key(&key)
+            !on_disk && !chunks.contains(&key) && !chunks.coming.contains_key(&key)
         });
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (number, _) in missing {
@@ -268,35 +294,25 @@ impl SharedState {
         let on_disk = self.on_disk(blob, range);
         let mut chunks = self.chunks();
         for run in self.missing(&chunks, blob, range, &on_disk) {
-            self.ask_for(&mut chunks, blob, run);
+            self.ask_for(&mut chunks, blob, run, false);
         }
         chunk_numbers(range)
             .filter_map(|number| {
                 let key = (self.space, blob.digest.clone(), number);
-                if let Some(chunk) = chunks.kept.get(&key) {
-                    return Some(Found::Kept(chunk.clone()));
+                if let Some(chunk) = chunks.get(&key) {
+                    return Some(Found::Kept(chunk));
                 }
-                match chunks.coming.get(&key) {
-                    Some(coming) => Some(Found::Coming(coming.clone(), number)),
+                match chunks.coming.get_mut(&key) {
+                    Some(coming) => {
+                        if std::mem::take(&mut coming.ahead) {
+                            add(&self.counters.ahead_used, overlap(number, &(0..blob.size)));
+                        }
+                        Some(Found::Coming(coming.clone(), number))
+                    }
                     None => on_disk.as_ref().map(|(file, _)| Found::OnDisk(Arc::clone(file), number)),
                 }
             })
             .collect()
-    }
-
-    fn ask_for(self: &Arc<Self>, chunks: &mut Chunks, blob: &Descriptor, run: Range<u64>) -> Coming {
-        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone()));
-        let object = blob.digest.clone();
-        let coming = Coming {
-            first: run.start,
-            run: async move { fetch.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }
-                .boxed()
-                .shared(),
-        };
-        for number in run {
-            chunks.coming.insert((self.space, blob.digest.clone(), number), coming.clone());
-        }
-        coming
     }
 
     async fn chunk(self: &Arc<Self>, blob: &Descriptor, found: Found) -> Result<Bytes> {
@@ -311,66 +327,12 @@ impl SharedState {
                 // Evicted since it was found, or damaged.
                 let mut chunks = self.chunks();
                 let known = chunks.coming.get(&(self.space, blob.digest.clone(), number)).cloned();
-                (known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1)), number)
+                (known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1, false)), number)
             }
         };
         let run = coming.run.await?;
         let place = usize::try_from(number.saturating_sub(coming.first)).unwrap_or(usize::MAX);
         Ok(run.get(place).cloned().unwrap_or_default())
-    }
-
-    /// One request. Its chunks are kept, and no longer coming, when it ends, however it ends.
-    async fn fetch(self: Arc<Self>, blob: Descriptor, run: Range<u64>) -> Result<Arc<[Bytes]>> {
-        let cleared = ClearComing { state: &self, blob: &blob.digest, run: run.clone() };
-        let memory = self.acquire(run_cost(&run)).await;
-        let bytes = self.source.read(&blob, run.start * CHUNK..(run.end * CHUNK).min(blob.size)).await?;
-        // Copies, so that one kept chunk does not hold the memory of its whole run.
-        let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
-        drop(bytes);
-        // Before it is no longer coming: who waits until all is written must not miss it.
-        let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
-        self.keep(&blob, &run, &run_chunks);
-        drop(cleared);
-        if let Some(disk) = self.disk.clone() {
-            let (state, blob, run_chunks) = (Arc::clone(&self), blob.clone(), Arc::clone(&run_chunks));
-            tokio::task::spawn_blocking(move || {
-                let file = disk.write(&blob, run.start, &run_chunks);
-                drop(run_chunks);
-                // Not before: a slow disk must slow the requests down.
-                drop((memory, unwritten));
-                if let Some(file) = file {
-                    state.check_if_whole(&blob, &file);
-                }
-            });
-        }
-        Ok(run_chunks)
-    }
-
-    fn keep(&self, blob: &Descriptor, run: &Range<u64>, run_chunks: &[Bytes]) {
-        let mut chunks = self.chunks();
-        for (number, chunk) in run.clone().zip(run_chunks) {
-            chunks.keep((self.space, blob.digest.clone(), number), chunk.clone());
-        }
-    }
-
-    async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Arc::clone(&self.in_flight).acquire_many_owned(permits).await.ok()
-    }
-}
-
-struct ClearComing<'a> {
-    state: &'a SharedState,
-    blob: &'a Digest,
-    run: Range<u64>,
-}
-
-impl Drop for ClearComing<'_> {
-    fn drop(&mut self) {
-        let mut chunks = self.state.chunks();
-        for number in self.run.clone() {
-            chunks.coming.remove(&(self.state.space, self.blob.clone(), number));
-        }
     }
 }
 
@@ -378,30 +340,29 @@ fn semaphore(bytes: u64) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(usize::try_from(bytes).unwrap_or(usize::MAX).min(u32::MAX as usize)))
 }
 
-fn chunk_numbers(range: &Range<u64>) -> Range<u64> {
-    range.start / CHUNK..range.end.div_ceil(CHUNK)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
 
-/// Bytes in flight for a run.
-fn run_cost(run: &Range<u64>) -> u64 {
-    (run.end - run.start) * CHUNK * COST
-}
+    #[tokio::test]
+    async fn read_ahead_past_the_end_of_a_blob_on_disk_fetches_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(DiskCache::new(dir.path().to_owned(), 1 << 30, 0, Arc::default()));
+        let cache = ChunkCache::new(Arc::new(Nothing), Some(disk), 1 << 24);
+        let annotations = Default::default();
+        let size = 3 * CHUNK + 1;
+        let blob = Descriptor { digest: Digest::sha256_of(b""), size, media_type: String::new(), annotations };
+        cache.prefetch(&blob, 9 * CHUNK..size);
+        cache.settle().await;
+        assert_eq!(cache.counters().ahead().fetched, 0);
+    }
 
-/// `range` of the blob out of the chunks that cover it.
-fn cut_out(chunks: &[Bytes], range: &Range<u64>) -> Bytes {
-    let start = (range.start % CHUNK) as usize;
-    let length = (range.end - range.start) as usize;
-    match chunks {
-        [chunk] => chunk.slice(start.min(chunk.len())..(start + length).min(chunk.len())),
-        chunks => {
-            let mut bytes = BytesMut::with_capacity(length);
-            let mut skip = start;
-            for chunk in chunks {
-                let rest = chunk.get(skip..).unwrap_or_default();
-                bytes.extend_from_slice(rest.get(..length - bytes.len()).unwrap_or(rest));
-                skip = 0;
-            }
-            bytes.freeze()
+    struct Nothing;
+
+    impl BlobSource for Nothing {
+        fn read<'a>(&'a self, _: &'a Descriptor, _: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+            std::future::ready(Err(Error::new(ErrorKind::Io, "nothing", "asked"))).boxed()
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Chunks on disk: blobs with holes, by digest, shared by all mounts and processes of the user.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::blob_file::{BlobFile, LARGEST};
+use super::blob_file::{BlobFile, GROUP, LARGEST};
 use super::eviction::{BLOBS, Bounds, Room};
 use crate::oci::{Descriptor, Digest};
 
@@ -36,6 +37,8 @@ pub struct DiskCache {
     opening: Mutex<()>,
     /// Bytes written since what is used was last counted.
     unseen: AtomicU64,
+    /// Bytes used when they were last counted; `u64::MAX`: not yet.
+    counted: AtomicU64,
     evicting: Mutex<()>,
     /// Until when nothing is written, after a refusal.
     resting: Mutex<Option<Instant>>,
@@ -52,6 +55,7 @@ impl DiskCache {
             opening: Mutex::default(),
             // The first write looks.
             unseen: AtomicU64::new(limit / SHARE_UNSEEN),
+            counted: AtomicU64::new(u64::MAX),
             evicting: Mutex::default(),
             resting: Mutex::default(),
         }
@@ -60,6 +64,40 @@ impl DiskCache {
     /// Bytes that the folder may hold.
     pub fn limit(&self) -> u64 {
         self.bounds.limit
+    }
+
+    /// Bytes of disk that the folder took when they were last counted; nothing before the first write.
+    pub fn counted(&self) -> Option<u64> {
+        Some(self.counted.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
+    }
+
+    /// See [`Bounds::room`]. Blocks on the disk.
+    pub fn room(&self, cached: u64) -> io::Result<u64> {
+        self.bounds.room(&self.folder, self.unnamed.load(Ordering::Relaxed), cached)
+    }
+
+    /// Runs of the chunks that are not on disk, at most so long; those that are count as used now.
+    pub fn missing(&self, blob: &Descriptor, wanted: &[Range<u64>], longest: u64) -> Vec<Range<u64>> {
+        let file = self.existing(blob);
+        let groups = wanted.iter().flat_map(|chunks| {
+            let end = chunks.end;
+            chunks.clone().step_by(GROUP as usize).map(move |first| first..first.saturating_add(GROUP).min(end))
+        });
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for group in groups {
+            let present = file.as_ref().map_or_else(Vec::new, |file| file.present(group.clone()));
+            if let Some(file) = file.as_ref().filter(|_| present.contains(&true)) {
+                file.note_use(&group);
+            }
+            for (number, _) in group.zip(present.into_iter().chain(std::iter::repeat(false))).filter(|(_, here)| !here)
+            {
+                match runs.last_mut() {
+                    Some(run) if run.end == number && run.end - run.start < longest => run.end += 1,
+                    _ => runs.push(number..number + 1),
+                }
+            }
+        }
+        runs
     }
 
     /// The blob in the folder, empty at first. `None`: it is done without.
@@ -186,8 +224,11 @@ impl DiskCache {
             let less = |unseen: u64| Some(unseen.saturating_sub(bytes));
             let _ = self.unseen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         };
+        if let Ok(Room::Enough(used) | Room::Full(used)) = room {
+            self.counted.store(used, Ordering::Relaxed);
+        }
         match room {
-            Ok(Room::Enough) => {
+            Ok(Room::Enough(_)) => {
                 take_back(seen);
                 true
             }
@@ -197,7 +238,7 @@ impl DiskCache {
                 false
             }
             // What is unseen stays so: the next write looks again.
-            Ok(Room::Full) => {
+            Ok(Room::Full(_)) => {
                 self.unseen.store(share, Ordering::Relaxed);
                 *self.resting() = Instant::now().checked_add(PAUSE);
                 false

@@ -10,13 +10,13 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::blob_file::{BlobFile, GROUP, map_path};
-use super::own_file::{open_or_make, open_own};
+use super::own_file::{is_at, open_or_make, open_own};
 use super::seconds_now;
 
 /// Folder of the blobs in the cache folder.
 pub const BLOBS: &str = "blobs";
 /// Locked by the one process that gives chunks up.
-const LOCK: &str = "eviction.lock";
+pub const LOCK: &str = "eviction.lock";
 /// Seconds in which a group counts as being read.
 const IN_USE: u32 = 2;
 /// Seconds: a use so much later than now was noted before the clock was set back.
@@ -30,11 +30,12 @@ pub struct Bounds {
     pub min_free: u64,
 }
 
+/// How much is used then, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Room {
-    Enough,
+    Enough(u64),
     /// All that is there is being read, or is none of ours.
-    Full,
+    Full(u64),
     /// Another process is at it.
     Busy,
 }
@@ -60,26 +61,48 @@ impl Bounds {
     /// Brings what is used below its mark, the least recently used groups first. `unnamed`: bytes in files without a name.
     pub fn make_room(&self, folder: &Path, unnamed: u64) -> io::Result<Room> {
         super::folder::make_private(folder)?;
-        // Freed by closing it.
-        let lock = open_or_make(&folder.join(LOCK))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(Room::Busy);
+        match lock(folder, FlockOperation::NonBlockingLockExclusive)? {
+            // A quarter is left for what is written before the next look.
+            Some(_lock) => {
+                let (used, is_enough) = self.bring_below(self.limit / 4 * 3, self.target(), folder, unnamed)?;
+                Ok(if is_enough { Room::Enough(used) } else { Room::Full(used) })
+            }
+            None => Ok(Room::Busy),
         }
+    }
+
+    /// The same down to the limit itself, for somebody who waits for it: how many bytes are used then.
+    pub fn prune(&self, folder: &Path) -> io::Result<u64> {
+        let _lock = lock(folder, FlockOperation::LockExclusive)?;
+        Ok(self.bring_below(self.limit, self.limit, folder, 0)?.0)
+    }
+
+    /// Bytes of blobs that can be kept without one of them driving out another, if `cached` bytes of them are here.
+    pub fn room(&self, folder: &Path, unnamed: u64, cached: u64) -> io::Result<u64> {
+        let elsewhere = used_elsewhere(folder)?.saturating_add(unnamed);
+        let given_up = bytes_of(&blobs_in(folder)?).saturating_sub(cached);
+        let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        let free = free_bytes(existing)?.saturating_sub(self.min_free).saturating_add(given_up);
+        Ok(self.target().saturating_sub(elsewhere).min(cached.saturating_add(free)))
+    }
+
+    /// More is given up than must be: not again at the next write.
+    fn target(&self) -> u64 {
+        self.limit / 8 * 5
+    }
+
+    /// If more than `start` bytes are used, or too few are free, brings that down to `target`: what is used then, and
+    /// whether that is little enough.
+    fn bring_below(&self, start: u64, target: u64, folder: &Path, unnamed: u64) -> io::Result<(u64, bool)> {
         let mut blobs = blobs_in(folder)?;
-        let used = blobs.iter().map(|blob| blob.used).sum::<u64>() + used_elsewhere(folder)? + unnamed;
-        let file_system = rustix::fs::statvfs(folder)?;
-        let free = file_system.f_bavail.saturating_mul(file_system.f_frsize);
-        // A quarter is left for what is written before the next look.
-        let start = self.limit / 4 * 3;
-        let short_of_free = self.min_free.saturating_sub(free);
+        let used = bytes_of(&blobs) + used_elsewhere(folder)? + unnamed;
+        let short_of_free = self.min_free.saturating_sub(free_bytes(folder)?);
         if used <= start && short_of_free == 0 {
-            return Ok(Room::Enough);
+            return Ok((used, true));
         }
-        // More than must be: not again at the next write.
-        let target = (self.limit / 8 * 5).min(used.saturating_sub(short_of_free));
+        let target = target.min(used.saturating_sub(short_of_free));
         let left = self.evict(&mut blobs, used, target);
-        let enough = left <= start && used.saturating_sub(left) >= short_of_free;
-        Ok(if enough { Room::Enough } else { Room::Full })
+        Ok((left, left <= start && used.saturating_sub(left) >= short_of_free))
     }
 
     /// Bytes left. A blob that cannot be evicted from is passed over.
@@ -88,9 +111,9 @@ impl Bounds {
         let mut candidates = Vec::new();
         for (place, blob) in blobs.iter().enumerate() {
             match candidates_of(blob, place, now) {
-                Ok(some) if some.is_empty() => remove_unused(&blob.path),
+                Ok(some) if some.is_empty() => drop(remove_unused(&blob.path)),
                 Ok(some) => candidates.extend(some),
-                Err(error) if is_no_blob(&error) => remove_unused(&blob.path),
+                Err(error) if is_no_blob(&error) => drop(remove_unused(&blob.path)),
                 Err(error) => tracing::debug!("{}: {error}", blob.path.display()),
             }
         }
@@ -130,6 +153,22 @@ impl Bounds {
     }
 }
 
+/// Held by the one process that gives chunks up, until it is dropped. `None`: another has it, and `operation` does not wait.
+pub fn lock(folder: &Path, operation: FlockOperation) -> io::Result<Option<File>> {
+    let path = folder.join(LOCK);
+    loop {
+        let lock = open_or_make(&path)?;
+        match flock(&lock, operation) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            other => other?,
+        }
+        // Who clears the folder takes it away.
+        if is_at(&lock, &path) {
+            return Ok(Some(lock));
+        }
+    }
+}
+
 /// The groups of a blob that hold anything, with their last use.
 fn candidates_of(blob: &Kept, place: usize, now: u32) -> io::Result<Vec<Candidate>> {
     let file = BlobFile::open_existing(&blob.path)?;
@@ -166,8 +205,18 @@ pub fn blobs_in(folder: &Path) -> io::Result<Vec<Kept>> {
     Ok(blobs)
 }
 
+pub fn bytes_of(blobs: &[Kept]) -> u64 {
+    blobs.iter().map(|blob| blob.used).sum()
+}
+
+/// Of the file system.
+fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let file_system = rustix::fs::statvfs(folder)?;
+    Ok(file_system.f_bavail.saturating_mul(file_system.f_frsize))
+}
+
 /// Bytes of disk that everything else in a cache folder takes, folders included.
-fn used_elsewhere(folder: &Path) -> io::Result<u64> {
+pub fn used_elsewhere(folder: &Path) -> io::Result<u64> {
     let mut used = blocks(folder);
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     let blobs = folder.join(BLOBS);
@@ -188,7 +237,7 @@ fn used_elsewhere(folder: &Path) -> io::Result<u64> {
     Ok(used)
 }
 
-fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+pub fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     match fs::read_dir(folder) {
         // Not there, or not a folder: whatever it is, nothing is in it.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
@@ -198,11 +247,11 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
 }
 
 /// Bytes of disk that a blob and its map take.
-fn used_by(path: &Path) -> u64 {
+pub fn used_by(path: &Path) -> u64 {
     blocks(path) + blocks(&map_path(path))
 }
 
-fn blocks(path: &Path) -> u64 {
+pub fn blocks(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
 }
 
@@ -212,16 +261,18 @@ fn is_no_blob(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
-/// Takes a blob without chunks away, unless somebody has it open.
-fn remove_unused(path: &Path) {
+/// Takes a blob away, unless somebody has it open: it stays then, and that is false.
+pub fn remove_unused(path: &Path) -> bool {
     let alone = |map: File| flock(&map, FlockOperation::NonBlockingLockExclusive).map(|()| map);
     let unused = match open_own(&map_path(path), &mut OpenOptions::new()) {
         Ok(map) => alone(map).map_err(io::Error::from),
         Err(error) => Err(error),
     };
     // Whoever has just made the one file without the other sees that it is gone.
-    if unused.as_ref().map_or_else(is_no_blob, |_| true) {
+    let goes = unused.as_ref().map_or_else(is_no_blob, |_| true);
+    if goes {
         let _ = fs::remove_file(path);
         let _ = fs::remove_file(map_path(path));
     }
+    goes
 }

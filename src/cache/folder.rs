@@ -27,6 +27,10 @@ impl CacheFolder {
             Error::new(ErrorKind::Io, path.display(), format!("cannot use the cache folder: {error}"))
                 .hint("choose another with --cache-dir")
         };
+        // Its blobs are where ours would be.
+        if path.join("oci-layout").exists() {
+            return Err(fail(std::io::Error::other("it is an image layout")));
+        }
         unnamed_file(path).map_err(fail)?;
         let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
         let usual = USUAL.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
@@ -143,6 +147,14 @@ mod tests {
         assert!(error.to_string().contains("the 100 bytes allowed"), "{error}");
         drop((first, second));
         folder.unnamed_file().unwrap().1.grow(100).unwrap();
+    }
+
+    #[test]
+    fn an_image_layout_is_not_used_as_a_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("oci-layout"), "{}").unwrap();
+        let error = CacheFolder::open(dir.path(), None).err().unwrap();
+        assert!(error.to_string().contains("image layout"), "{error}");
     }
 
     #[test]

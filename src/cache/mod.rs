@@ -5,6 +5,8 @@
 mod blob_file;
 mod checkpoints;
 mod chunks;
+mod counters;
+mod cut;
 mod disk;
 mod eviction;
 mod folder;
@@ -12,16 +14,19 @@ mod indexes;
 mod manifests;
 mod own_file;
 mod small_files;
+mod upkeep;
 
-pub use chunks::{ChunkCache, MemoryReservation};
+pub use chunks::{ChunkCache, LONGEST_RUN, MemoryReservation};
+pub use counters::{Ahead, Counters, Served};
 pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};
 pub use indexes::Indexes;
 pub use manifests::{Manifests, Resolution};
+pub use upkeep::{Checked, Cleared, KeptBlob, Sizes, Upkeep};
 
 /// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
 /// it fetches 128 KiB at most.
-const CHUNK: u64 = 64 << 10;
+pub const CHUNK: u64 = 64 << 10;
 
 /// Seconds since 1970.
 fn seconds_now() -> u32 {

@@ -37,6 +37,12 @@ pub fn open_or_make(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether an open file still is what is at this path.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|now| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (now.dev(), now.ino())))
+}
+
 fn is(error: &io::Error, any: &[Errno]) -> bool {
     any.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

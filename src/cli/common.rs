@@ -82,10 +82,7 @@ impl Common {
         Options {
             plain_http: self.plain_http,
             offline: self.offline,
-            cache_dir: self
-                .cache_dir
-                .clone()
-                .or_else(|| default_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))),
+            cache_dir: self.cache_dir.clone().or_else(default_cache_dir),
             cache_size: self.cache_size.map(|size| size.as_u64()),
             cache_min_free: self.cache_min_free.as_u64(),
             disk_cache: !self.no_disk_cache,
@@ -131,8 +128,12 @@ pub fn runtime() -> Result<Runtime, Failure> {
         .map_err(|error| Failure::system("starting threads", error))
 }
 
+pub fn default_cache_dir() -> Option<PathBuf> {
+    cache_dir_of(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
+}
+
 /// XDG Base Directory Specification: a relative or empty `XDG_CACHE_HOME` counts as unset.
-fn default_cache_dir(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+fn cache_dir_of(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
     xdg.and_then(absolute)
         .or_else(|| Some(home.and_then(absolute)?.join(".cache")))
@@ -148,7 +149,7 @@ fn memory(text: &str) -> Result<ByteSize, String> {
     Ok(size)
 }
 
-fn cache_size(text: &str) -> Result<ByteSize, String> {
+pub fn cache_size(text: &str) -> Result<ByteSize, String> {
     const LEAST: ByteSize = ByteSize::mib(64);
     let size: ByteSize = text.parse().map_err(|_| "it takes a number and a unit, such as 20GiB".to_owned())?;
     if size < LEAST {
@@ -172,9 +173,8 @@ mod tests {
 
     #[test]
     fn the_cache_is_where_the_xdg_specification_says() {
-        let folder = |xdg: Option<&str>, home: Option<&str>| {
-            default_cache_dir(xdg.map(OsString::from), home.map(OsString::from))
-        };
+        let folder =
+            |xdg: Option<&str>, home: Option<&str>| cache_dir_of(xdg.map(OsString::from), home.map(OsString::from));
         assert_eq!(folder(Some("/c"), Some("/home/me")), Some("/c/eo-mount".into()));
         assert_eq!(folder(Some("c"), Some("/home/me")), Some("/home/me/.cache/eo-mount".into()));
         assert_eq!(folder(Some(""), None), None);

@@ -2,12 +2,14 @@
 //! Called by `main.rs`; may use every layer below.
 
 mod background;
+mod cache;
 mod common;
 mod failure;
 mod index;
 mod logging;
 mod ls;
 mod mount;
+mod prefetch;
 mod show;
 
 use std::ffi::OsString;
@@ -23,6 +25,8 @@ enum Verb {
     Mount(mount::Command),
     Ls(ls::Command),
     Index(index::Command),
+    Prefetch(prefetch::Command),
+    Cache(cache::Command),
 }
 
 pub fn run() -> ExitCode {
@@ -49,6 +53,8 @@ impl Verb {
             Self::Mount(command) => command.run(),
             Self::Ls(command) => command.run(),
             Self::Index(command) => command.run(),
+            Self::Prefetch(command) => command.run(),
+            Self::Cache(command) => command.run(),
         }
     }
 }

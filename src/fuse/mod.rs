@@ -13,5 +13,12 @@ pub use attach::available;
 pub use mountpoint::Mountpoint;
 pub use session::{Session, Settings};
 
+/// The artifact that an eo-mount mount at this place was made of, as its reference was written. Blocks on the file system.
+pub fn mounted_at(path: &std::path::Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let entry = mountinfo::at(&path).ok()??;
+    (entry.fs_type == FS_TYPE).then_some(entry.source)
+}
+
 /// File system type in the mount table: `fuse` and our subtype.
 const FS_TYPE: &str = "fuse.eo-mount";

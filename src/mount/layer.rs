@@ -101,6 +101,13 @@ pub struct Contents {
     pub _held: Held,
 }
 
+impl Contents {
+    /// Whether the members lie in the layer's blob as they are.
+    pub fn is_plain(&self, sources: &Sources) -> bool {
+        Arc::ptr_eq(&self.source, &sources.data)
+    }
+}
+
 impl Layer {
     pub fn new(descriptor: Descriptor) -> Self {
         Self { descriptor, looked_into: AtomicBool::new(false), last_look: AtomicU64::new(0), state: Mutex::default() }

@@ -9,7 +9,9 @@ mod layer;
 mod lookahead;
 mod names;
 mod open;
+mod prefetch;
 mod resolve;
+mod select;
 mod stored;
 mod tree;
 mod xattrs;
@@ -33,6 +35,8 @@ pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
+pub use prefetch::{Fetched, Plan};
+pub use select::{Failed, Selection};
 use tree::{Node, NodeId, Tree};
 
 /// Inode number: computed from layer and entry, so that no table is needed. 1 is the root.
@@ -115,6 +119,8 @@ pub struct Mount {
     /// Shown for all that the archives say nothing about.
     created: SystemTime,
     traffic: Arc<Traffic>,
+    /// Bytes that readers were given.
+    given: AtomicU64,
 }
 
 /// Where a layer's directory is.
@@ -204,6 +210,12 @@ impl Mount {
 
     /// Exactly `size` bytes, fewer only at the end of the file.
     pub async fn read(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
+        let bytes = self.read_file(file, offset, size).await?;
+        self.given.fetch_add(bytes.len() as u64, Relaxed);
+        Ok(bytes)
+    }
+
+    async fn read_file(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
         let range = offset..offset.saturating_add(u64::from(size));
         match self.place(file)? {
             Place::Node(id) => match self.tree.node(id) {

@@ -118,6 +118,7 @@ impl Mount {
             tree,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,
+            given: AtomicU64::new(0),
         })
     }
 }

@@ -82,6 +82,12 @@ impl Tree {
         parts.join("/")
     }
 
+    /// `None`: the layer has no place.
+    pub fn path_of_layer(&self, number: usize) -> Option<String> {
+        let is_it = |node: &Node| matches!(node, Node::Layer(own) | Node::LayerFile(own) if *own == number);
+        self.nodes.iter().position(is_it).map(|id| self.path(id))
+    }
+
     pub fn len(&self) -> usize {
         self.nodes.len()
     }

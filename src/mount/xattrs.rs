@@ -1,6 +1,6 @@
 //! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::json;
 
@@ -66,7 +66,16 @@ impl Mount {
     }
 
     fn root_xattrs(&self) -> Vec<Xattr> {
-        let stats = json!({ "dataset_bytes": self.usage().bytes, "network": self.traffic.count() });
+        let chunks = &self.sources.chunks;
+        let disk = chunks.disk().map(|disk| json!({ "used": disk.counted(), "limit": disk.limit() }));
+        let stats = json!({
+            "dataset_bytes": self.usage().bytes,
+            "read_bytes": self.given.load(Relaxed),
+            "served": chunks.counters().served(),
+            "network": self.traffic.count(),
+            "read_ahead": chunks.counters().ahead(),
+            "cache": disk,
+        });
         vec![
             (b"user.oci.digest".to_vec(), self.digest.as_str().into()),
             (b"user.eo.stats".to_vec(), stats.to_string().into_bytes()),
@@ -100,7 +109,7 @@ impl Mount {
 
     /// Of a compressed layer the blob is kept, and no bytes of it are a file's.
     fn cached_of_file(&self, contents: &Contents, file: EntryId) -> Option<Xattr> {
-        if !Arc::ptr_eq(&contents.source, &self.sources.data) {
+        if !contents.is_plain(&self.sources) {
             return None;
         }
         let ranges = contents.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {

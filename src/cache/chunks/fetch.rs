@@ -1,0 +1,99 @@
+//! Requests for chunks.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::memory::Chunks;
+use super::{CHUNK, Coming, SharedState};
+use crate::cache::counters::add;
+use crate::cache::cut::run_cost;
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{Descriptor, Digest};
+
+impl SharedState {
+    /// Starts one request. `ahead`: nobody waits for it yet.
+    pub(super) fn ask_for(
+        self: &Arc<Self>,
+        chunks: &mut Chunks,
+        blob: &Descriptor,
+        run: Range<u64>,
+        ahead: bool,
+    ) -> Coming {
+        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone(), ahead));
+        let object = blob.digest.clone();
+        let coming = Coming {
+            first: run.start,
+            ahead,
+            run: async move { fetch.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }
+                .boxed()
+                .shared(),
+        };
+        for number in run {
+            chunks.coming.insert((self.space, blob.digest.clone(), number), coming.clone());
+        }
+        coming
+    }
+
+    /// One request. Its chunks are kept, and no longer coming, when it ends, however it ends.
+    async fn fetch(self: Arc<Self>, blob: Descriptor, run: Range<u64>, ahead: bool) -> Result<Arc<[Bytes]>> {
+        let cleared = ClearComing { state: &self, blob: &blob.digest, run: run.clone() };
+        let memory = self.acquire(run_cost(&run)).await;
+        let bytes = self.source.read(&blob, run.start * CHUNK..(run.end * CHUNK).min(blob.size)).await?;
+        // Copies, so that one kept chunk does not hold the memory of its whole run.
+        let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
+        if ahead {
+            add(&self.counters.ahead_fetched, bytes.len() as u64);
+        }
+        drop(bytes);
+        // Before it is no longer coming: who waits until all is written must not miss it.
+        let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
+        self.keep(&blob, &run, &run_chunks);
+        drop(cleared);
+        if let Some(disk) = self.disk.clone() {
+            let (state, blob, run_chunks) = (Arc::clone(&self), blob.clone(), Arc::clone(&run_chunks));
+            tokio::task::spawn_blocking(move || {
+                let file = disk.write(&blob, run.start, &run_chunks);
+                drop(run_chunks);
+                // Not before: a slow disk must slow the requests down.
+                drop((memory, unwritten));
+                if let Some(file) = file {
+                    state.check_if_whole(&blob, &file);
+                }
+            });
+        }
+        Ok(run_chunks)
+    }
+
+    fn keep(&self, blob: &Descriptor, run: &Range<u64>, run_chunks: &[Bytes]) {
+        let mut chunks = self.chunks();
+        for (number, chunk) in run.clone().zip(run_chunks) {
+            let key = (self.space, blob.digest.clone(), number);
+            let ahead = chunks.coming.get(&key).is_some_and(|coming| coming.ahead);
+            chunks.keep(key, chunk.clone(), ahead);
+        }
+    }
+
+    async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.in_flight).acquire_many_owned(permits).await.ok()
+    }
+}
+
+struct ClearComing<'a> {
+    state: &'a SharedState,
+    blob: &'a Digest,
+    run: Range<u64>,
+}
+
+impl Drop for ClearComing<'_> {
+    fn drop(&mut self) {
+        let mut chunks = self.state.chunks();
+        for number in self.run.clone() {
+            chunks.coming.remove(&(self.state.space, self.blob.clone(), number));
+        }
+    }
+}
