@@ -11,4 +11,4 @@ fi
 
 make lint
 target/tools/venv/bin/python -m unittest discover --start-directory sample
-cargo test --workspace --locked
+cargo test --workspace --locked --no-fail-fast

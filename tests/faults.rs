@@ -444,8 +444,8 @@ fn an_expired_token_is_renewed_once_for_all_readers() {
     let scene = Scene::secured();
     scene.expect_list("10000");
     scene.registry.expire_tokens();
-    // All are refused before the first has a new token.
-    scene.registry.fault(Matcher::kind(Kind::Token), Fault::Delay(Duration::from_secs(2)), ALWAYS);
+    // All have asked before the first is refused.
+    scene.registry.fault(Matcher::blobs(), Fault::Delay(Duration::from_millis(300)), 16);
     let together = Barrier::new(16);
     thread::scope(|scope| {
         for reader in 0..16 {
