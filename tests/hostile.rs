@@ -248,7 +248,7 @@ fn annotations_that_the_kernel_cannot_take_are_left_out() {
     assert_eq!(get("fits").map(|value| value.len()), Some(64 << 10));
     assert_eq!(get("line\nkey").as_deref(), Some("a\nb"));
     assert_eq!((get("huge"), get("nothing")), (None, None));
-    assert_eq!(xattr::names(mounted.join("odd")).unwrap().len(), 7);
+    assert_eq!(xattr::names(mounted.join("odd")).unwrap().len(), 9);
     assert!(xattr::names(mounted.join("many")).unwrap().len() > 200);
     is_unharmed(&mounted);
 }
@@ -354,7 +354,8 @@ fn members_cannot_leave_their_layer() {
         .file("/absolute", b"2")
         .file("a/../../b/dotted", b"3")
         .file("..", b"4")
-        .file("./", b"5")
+        // With a slash at its end it is a directory, as for GNU tar, and has no data.
+        .file("./", b"")
         .symlink("to-absolute", &secret)
         .symlink("to-parent", "../../../../../../../../etc/passwd")
         .symlink("to-root", "/")
@@ -367,7 +368,8 @@ fn members_cannot_leave_their_layer() {
         .finish();
     let (_registry, mounted) = mounted(Artifact::new().tar("evil.tar", archive));
     let evil = mounted.join("evil");
-    let read = |path: &str| fs::read(evil.join(path)).unwrap();
+    let read =
+        |path: &str| fs::read(evil.join(path)).unwrap_or_else(|error| panic!("{path}: {error}: {}", mounted.log()));
     assert_eq!((read("climbing"), read("absolute"), read("b/dotted")), (b"1".to_vec(), b"2".to_vec(), b"3".to_vec()));
     assert_eq!(read("to-root/through-root"), b"6", "the link gave way to a directory of the layer");
     assert_eq!(read("to-outside/through-outside"), b"7");
