@@ -5,14 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::run::run;
+use crate::tools;
 
-/// The program named in `EO_MOUNT_TEST_PYTHON`, else the one that `make test-tools` makes. Panics if there is neither.
+/// See [`tools::python`].
 #[track_caller]
 pub fn python() -> Command {
-    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/venv/bin/python");
-    let program = std::env::var_os("EO_MOUNT_TEST_PYTHON").map_or(made, Into::into);
-    assert!(program.exists(), "no Python with numpy and rasterio at {}: make test-tools", program.display());
-    Command::new(program)
+    Command::new(tools::python())
 }
 
 /// What a script prints, without the end of its last line. Its arguments are in `sys.argv[1:]`.
