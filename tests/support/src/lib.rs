@@ -6,6 +6,7 @@
 //! says what to do.
 
 pub mod as_user;
+pub mod certificates;
 pub mod digest;
 pub mod eo_mount;
 pub mod extracted;
@@ -28,12 +29,13 @@ pub mod wait;
 pub mod xattr;
 
 pub use as_user::User;
+pub use certificates::{Certificates, Pair};
 pub use digest::sha256;
 pub use eo_mount::EoMount;
 pub use extracted::Extracted;
 pub use home::Home;
 pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;
-pub use real_registry::RealRegistry;
+pub use real_registry::{Guard, RealRegistry};
 pub use run::{Finished, run};
 pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};

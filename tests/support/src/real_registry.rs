@@ -1,7 +1,7 @@
 //! Debian's `docker-registry` on a loopback port, filled by the real `oras`.
 //!
 //! ```no_run
-//! use std::path::Path;
+//! use std::path::{Path, PathBuf};
 //!
 //! let registry = eo_mount_testing::RealRegistry::start();
 //! registry.push_with_oras(
@@ -13,7 +13,7 @@
 //! ```
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -21,11 +21,29 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::certificates::Pair;
 use crate::run::{Finished, run};
 use crate::wait::wait_until;
 use crate::{plain_http, tools};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Who may talk to a registry.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// Only [`USERNAME`] with [`PASSWORD`].
+    pub login: bool,
+    pub tls: Option<Pair>,
+    /// Only those with a certificate of this authority.
+    pub clients_of: Option<PathBuf>,
+}
+
+/// As Harbor names its robots.
+pub const USERNAME: &str = "robot$eo";
+/// With everything that passwords are broken by.
+pub const PASSWORD: &str = "pä:ss$wörd";
+/// `htpasswd -nbB`.
+const HTPASSWD: &str = "robot$eo:$2b$05$abcdefghijklmnopqrstuuixBY9oIFS65Cv1OnRSmjySnaYXbNgxS\n";
 
 /// Ends when dropped, and with the test program however that ends.
 pub struct RealRegistry {
@@ -44,11 +62,20 @@ impl RealRegistry {
 
     /// Another version of the same program, whose storage is in a temporary directory in this one.
     pub fn start_with(program: &Path, parent: &Path) -> Self {
+        Self::start_guarded(program, parent, &Guard::default())
+    }
+
+    /// That wants a login, or TLS, or both.
+    pub fn guarded(guard: &Guard) -> Self {
+        Self::start_guarded(Path::new("docker-registry"), &std::env::temp_dir(), guard)
+    }
+
+    fn start_guarded(program: &Path, parent: &Path, guard: &Guard) -> Self {
         // Says what to install if it is missing.
         run(Command::new(program).arg("--version"), PATIENCE);
         let directory = tempfile::tempdir_in(parent).expect("a temporary directory");
         let config = directory.path().join("config.yml");
-        let text = serde_json::json!({
+        let mut text = serde_json::json!({
             "version": "0.1",
             "log": {"level": "info", "accesslog": {"disabled": true}},
             "storage": {
@@ -59,6 +86,17 @@ impl RealRegistry {
             // It takes a free port and says which.
             "http": {"addr": "127.0.0.1:0", "secret": "of no importance"}
         });
+        if guard.login {
+            let file = directory.path().join("htpasswd");
+            std::fs::write(&file, HTPASSWD).expect("a temporary directory can be written");
+            text["auth"] = serde_json::json!({"htpasswd": {"realm": "eo-mount tests", "path": file}});
+        }
+        if let Some(Pair { certificate, key }) = &guard.tls {
+            text["http"]["tls"] = serde_json::json!({"certificate": certificate, "key": key});
+            if let Some(authority) = &guard.clients_of {
+                text["http"]["tls"]["clientcas"] = serde_json::json!([authority]);
+            }
+        }
         std::fs::write(&config, text.to_string()).expect("a temporary directory can be written");
 
         let log = Arc::new(Mutex::new(String::new()));
@@ -79,7 +117,15 @@ impl RealRegistry {
             Ok(Started::Listening(address)) => registry.address = address,
             _ => panic!("docker-registry does not listen: {}", registry.log()),
         }
-        let answers = || plain_http::get(&registry.address, "/v2/", &[]).is_ok_and(|answer| answer.status == 200);
+        // A plain request to TLS is answered with 400.
+        let expected = if guard.tls.is_some() {
+            400
+        } else if guard.login {
+            401
+        } else {
+            200
+        };
+        let answers = || plain_http::get(&registry.address, "/v2/", &[]).is_ok_and(|answer| answer.status == expected);
         assert!(wait_until(PATIENCE, answers), "docker-registry does not answer: {}", registry.log());
         registry
     }
