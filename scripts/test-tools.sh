@@ -17,7 +17,6 @@ done <<'END'
 cc build-essential
 docker-registry docker-registry
 /usr/sbin/nginx nginx
-htpasswd apache2-utils
 openssl openssl
 skopeo skopeo
 fusermount3 fuse3

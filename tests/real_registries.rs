@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use eo_mount_testing::fixtures::Sample;
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{EoMount, Extracted, Mounted, Nginx, Program, RealRegistry, TokenServer, run, tools};
+use eo_mount_testing::{
+    Certificates, EoMount, Extracted, Guard, Mounted, Nginx, Program, RealRegistry, TokenServer, run, tools,
+};
 use tempfile::TempDir;
 
 const NAME: &str = "pastis-2433:sample";
@@ -82,6 +84,29 @@ fn what_oras_and_skopeo_push_to_distribution_3_is_read_whole() {
 #[test]
 fn what_oras_and_skopeo_push_to_a_registry_with_referrers_is_read_whole() {
     filled_by_oras_and_skopeo_it_is_read_whole(Program::Referrers);
+}
+
+#[test]
+fn docker_registry_with_tls_and_a_login_is_read_whole() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.issue("registry", "IP:127.0.0.1,DNS:localhost", None));
+    let registry = RealRegistry::guarded(&Guard { login: true, tls, clients_of: None });
+    let dataset = Dataset::pushed_to(&registry);
+    let layout = tools::project().join("sample");
+    registry.push_with_skopeo(&layout, "oci:pastis:sample", "by-skopeo/pastis:sample");
+    for name in [NAME, "by-skopeo/pastis:sample"] {
+        let call = eo_mount(&registry.reference(name)).env("DOCKER_CONFIG", registry.docker_config());
+        dataset.assert_read_whole(call.arg("--ca-file").arg(certificates.authority()).mount());
+    }
+}
+
+#[test]
+fn nginx_as_the_end_of_tls_is_read_whole() {
+    let (registry, certificates) = (RealRegistry::start(), Certificates::new());
+    let dataset = Dataset::pushed_to(&registry);
+    let nginx = Nginx::tls(&registry, &certificates);
+    let call = eo_mount(&nginx.reference(NAME)).arg("--ca-file").arg(certificates.authority());
+    dataset.assert_read_whole(call.mount());
 }
 
 #[track_caller]

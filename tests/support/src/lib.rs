@@ -32,7 +32,7 @@ pub mod wait;
 pub mod xattr;
 
 pub use as_user::User;
-pub use certificates::Authority;
+pub use certificates::{Certificates, Pair};
 pub use digest::sha256;
 pub use eo_mount::EoMount;
 pub use extracted::Extracted;
@@ -40,7 +40,7 @@ pub use home::Home;
 pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;
 pub use nginx::Nginx;
-pub use real_registry::{Program, RealRegistry};
+pub use real_registry::{Guard, Program, RealRegistry};
 pub use run::{Finished, run};
 pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};
 pub use token_server::TokenServer;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::certificates::{Authority, Certificate};
+use crate::certificates::{Certificates, Pair};
 use crate::daemon::Daemon;
 use crate::real_registry::RealRegistry;
 use crate::run::run;
@@ -37,10 +37,10 @@ pub struct Asked {
 }
 
 impl Nginx {
-    /// Speaks TLS for the registry, with a certificate of this authority.
+    /// Speaks TLS for the registry, with a certificate of theirs.
     #[track_caller]
-    pub fn tls(registry: &RealRegistry, authority: &Authority) -> Self {
-        let Certificate { certificate, key } = authority.for_localhost();
+    pub fn tls(registry: &RealRegistry, certificates: &Certificates) -> Self {
+        let Pair { certificate, key } = certificates.issue("nginx", "IP:127.0.0.1,DNS:localhost", None);
         Self::start(|[port, _], _| {
             format!(
                 "server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {}; ssl_certificate_key {}; {} }}",

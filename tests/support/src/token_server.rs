@@ -2,6 +2,8 @@
 //!
 //! <https://distribution.github.io/distribution/spec/auth/token/> and `…/auth/jwt/`.
 
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +15,12 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::certificates::{Authority, Certificate, openssl};
+use crate::real_registry::{PASSWORD, USERNAME};
+use crate::run::run;
 use crate::server_thread::ServerThread;
 
 const SERVICE: &str = "registry of a test";
@@ -32,8 +36,8 @@ pub struct TokenServer {
 }
 
 struct State {
-    authority: Authority,
-    signer: Certificate,
+    /// `key`, and `certificate`, which the registry trusts.
+    directory: TempDir,
     now: Mutex<Now>,
 }
 
@@ -55,19 +59,18 @@ pub struct Asked {
 }
 
 impl TokenServer {
-    const USER: &str = "publisher";
-
     /// Its tokens live for five minutes, and say so.
     pub fn start() -> Self {
-        let authority = Authority::new();
-        let signer = authority.for_localhost();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let first = ["req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=A token server"];
+        openssl(directory.path(), &[&first[..], &["-keyout", "key", "-out", "certificate"]].concat());
         let now = Now {
             lifetime: Duration::from_secs(300),
             says_lifetime: true,
-            password: "a password".to_owned(),
+            password: PASSWORD.to_owned(),
             asked: Vec::new(),
         };
-        let state = Arc::new(State { authority, signer, now: Mutex::new(now) });
+        let state = Arc::new(State { directory, now: Mutex::new(now) });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port on the loopback interface");
         listener.set_nonblocking(true).expect("a socket can be watched");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
@@ -92,18 +95,13 @@ impl TokenServer {
         self.state.now().asked.clone()
     }
 
-    /// Name and password of who may push.
-    pub fn user(&self) -> (String, String) {
-        (Self::USER.to_owned(), self.state.now().password.clone())
-    }
-
     /// What a registry has below `auth: token:`.
     pub(crate) fn for_registry(&self) -> Value {
         json!({
             "realm": format!("http://{}/token", self.address),
             "service": SERVICE,
             "issuer": ISSUER,
-            "rootcertbundle": self.state.authority.ca_file()
+            "rootcertbundle": self.state.directory.path().join("certificate")
         })
     }
 }
@@ -133,7 +131,7 @@ impl State {
     fn answer(&self, request: &Request<Incoming>) -> hyper::http::Result<Response<String>> {
         let mut now = self.now();
         let login = request.headers().get("authorization").map(|value| basic(value.as_bytes()));
-        let right = login == Some(Some((TokenServer::USER.to_owned(), now.password.clone())));
+        let right = login == Some(Some((USERNAME.to_owned(), now.password.clone())));
         let scopes: Vec<String> = scopes(request.uri().query().unwrap_or(""));
         let status = match request.method().as_str() {
             // oras and docker then do without OAuth2.
@@ -157,14 +155,14 @@ impl State {
 
     /// RFC 7519, signed as RS256, with the certificate of the key in its head.
     fn token(&self, now: &Now, known: bool, access: Vec<Value>) -> String {
-        let pem = std::fs::read_to_string(&self.signer.certificate).expect("one's own certificate");
+        let pem = std::fs::read_to_string(self.directory.path().join("certificate")).expect("one's own certificate");
         let chain: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs();
         let head = json!({"typ": "JWT", "alg": "RS256", "x5c": [chain]});
         let claims = json!({
             "iss": ISSUER,
             "aud": SERVICE,
-            "sub": if known { TokenServer::USER } else { "" },
+            "sub": if known { USERNAME } else { "" },
             "iat": since,
             "nbf": since - LEEWAY,
             "exp": since - LEEWAY + now.lifetime.as_secs(),
@@ -173,12 +171,16 @@ impl State {
         });
         let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
         let text = format!("{}.{}", part(head), part(claims));
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(directory.path().join("text"), &text).expect("a temporary directory can be written");
-        let key = self.signer.key.to_string_lossy();
-        let signature = openssl(directory.path(), &["dgst", "-sha256", "-sign", &key, "text"]);
+        std::fs::write(self.directory.path().join("text"), &text).expect("a temporary directory can be written");
+        let signature = openssl(self.directory.path(), &["dgst", "-sha256", "-sign", "key", "text"]);
         format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
     }
+}
+
+fn openssl(directory: &Path, arguments: &[&str]) -> Vec<u8> {
+    let mut command = Command::new("openssl");
+    command.args(arguments).current_dir(directory);
+    run(&mut command, Duration::from_secs(60)).expect_success("openssl").stdout
 }
 
 /// Name and password of an `Authorization: Basic …`.

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-pub use self::setup::{Program, Setup};
+pub use self::setup::{Guard, PASSWORD, Program, Setup, USERNAME};
 use crate::daemon::Daemon;
 use crate::wait::wait_until;
 
@@ -47,6 +47,11 @@ impl RealRegistry {
         Self::of(Program::DistributionAt(program.to_owned())).start_in(directory)
     }
 
+    /// Debian's, which wants a login, or TLS, or both.
+    pub fn guarded(guard: &Guard) -> Self {
+        Self::of(Program::DockerRegistry).guard(guard).start()
+    }
+
     /// To be told more, and started.
     pub fn of(program: Program) -> Setup {
         Setup::new(program)
@@ -54,7 +59,6 @@ impl RealRegistry {
 
     fn start_in(setup: Setup, directory: TempDir) -> Self {
         let mut registry = Self { address: "127.0.0.1:0".to_owned(), server: None, setup, directory };
-        registry.setup.write_login(&registry.docker_config(), "");
         registry.address = registry.start_at().unwrap_or_else(|log| panic!("the registry does not start: {log}"));
         registry.setup.write_login(&registry.docker_config(), &registry.address);
         registry

@@ -6,12 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD as STANDARD;
-use serde_json::json;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::RealRegistry;
-use crate::certificates::{Authority, Certificate};
+use crate::certificates::Pair;
 use crate::run::run;
 use crate::token_server::TokenServer;
 use crate::tools;
@@ -39,40 +39,47 @@ impl Program {
     }
 }
 
+/// Who may talk to a registry.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// Only [`USERNAME`] with [`PASSWORD`].
+    pub login: bool,
+    pub tls: Option<Pair>,
+    /// Only those with a certificate of this authority.
+    pub clients_of: Option<PathBuf>,
+}
+
+/// As Harbor names its robots.
+pub const USERNAME: &str = "robot$eo";
+/// With everything that passwords are broken by.
+pub const PASSWORD: &str = "pä:ss$wörd";
+/// `htpasswd -nbB`.
+const HTPASSWD: &str = "robot$eo:$2b$05$abcdefghijklmnopqrstuuixBY9oIFS65Cv1OnRSmjySnaYXbNgxS\n";
+
 /// Made by [`RealRegistry::of`].
 pub struct Setup {
     pub(super) program: Program,
-    pub(super) ca_file: Option<PathBuf>,
-    certificate: Option<Certificate>,
-    /// Names and passwords.
-    users: Vec<(String, String)>,
-    token: Option<serde_json::Value>,
+    pub(super) guard: Guard,
+    /// What stands below `auth: token:`.
+    token: Option<Value>,
     redirect: Option<String>,
     remote: Option<String>,
 }
 
 impl Setup {
     pub(super) fn new(program: Program) -> Self {
-        Self { program, ca_file: None, certificate: None, users: Vec::new(), token: None, redirect: None, remote: None }
+        Self { program, guard: Guard::default(), token: None, redirect: None, remote: None }
     }
 
-    /// Speaks TLS, with a certificate of this authority.
-    pub fn tls(mut self, authority: &Authority) -> Self {
-        self.ca_file = Some(authority.ca_file());
-        self.certificate = Some(authority.for_localhost());
+    /// Wants a login, or TLS, or both.
+    pub fn guard(mut self, guard: &Guard) -> Self {
+        self.guard = guard.clone();
         self
     }
 
-    /// Asks for a name and a password; more than one may be right. The first is the one that pushes.
-    pub fn login(mut self, name: &str, password: &str) -> Self {
-        self.users.push((name.to_owned(), password.to_owned()));
-        self
-    }
-
-    /// Asks for a token of this server; `name` and `password` are those that it wants from who pushes.
+    /// Wants a token of this server, which gives those for pushing to [`USERNAME`] with [`PASSWORD`] only.
     pub fn token(mut self, server: &TokenServer) -> Self {
         self.token = Some(server.for_registry());
-        self.users = vec![server.user()];
         self
     }
 
@@ -110,7 +117,7 @@ impl Setup {
         vec!["serve".into(), config.into()]
     }
 
-    fn config(&self, directory: &Path, address: &str) -> serde_json::Value {
+    fn config(&self, directory: &Path, address: &str) -> Value {
         let mut config = json!({
             "version": "0.1",
             "log": {"level": "info", "accesslog": {"disabled": true}},
@@ -122,16 +129,18 @@ impl Setup {
             // Port 0: it takes a free one and says which.
             "http": {"addr": address, "secret": "of no importance"}
         });
-        if let Some(Certificate { certificate, key }) = &self.certificate {
+        if let Some(Pair { certificate, key }) = &self.guard.tls {
             config["http"]["tls"] = json!({"certificate": certificate, "key": key});
+            if let Some(authority) = &self.guard.clients_of {
+                config["http"]["tls"]["clientcas"] = json!([authority]);
+            }
         }
         if let Some(token) = &self.token {
             config["auth"]["token"] = token.clone();
-        } else if !self.users.is_empty() {
+        } else if self.guard.login {
             let path = directory.join("htpasswd");
-            let lines: String = self.users.iter().map(|(name, password)| htpasswd(name, password)).collect();
-            std::fs::write(&path, lines).expect("a temporary directory can be written");
-            config["auth"]["htpasswd"] = json!({"realm": "a test", "path": path});
+            std::fs::write(&path, HTPASSWD).expect("a temporary directory can be written");
+            config["auth"]["htpasswd"] = json!({"realm": "eo-mount tests", "path": path});
         }
         if let Some(url) = &self.redirect {
             config["middleware"]["storage"] = json!([{"name": "redirect", "options": {"baseurl": url}}]);
@@ -145,22 +154,11 @@ impl Setup {
     /// As `docker login` writes it.
     pub(super) fn write_login(&self, folder: &Path, address: &str) {
         let mut auths = json!({});
-        if let Some((name, password)) = self.users.first() {
-            let auth = STANDARD.encode(format!("{name}:{password}"));
-            for host in [address.to_owned(), address.replacen("127.0.0.1", "localhost", 1)] {
-                auths[host] = json!({"auth": auth});
-            }
+        if self.token.is_some() || self.guard.login {
+            auths[address] = json!({"auth": BASE64_STANDARD.encode(format!("{USERNAME}:{PASSWORD}"))});
         }
         std::fs::create_dir_all(folder).expect("a temporary directory can be written");
         std::fs::write(folder.join("config.json"), json!({"auths": auths}).to_string())
             .expect("a temporary directory can be written");
     }
-}
-
-/// A line of a file of passwords, in the only form that distribution knows: bcrypt.
-fn htpasswd(name: &str, password: &str) -> String {
-    let mut command = Command::new("htpasswd");
-    // The least work that bcrypt can be told to do.
-    command.args(["-nbB", "-C", "4", name, password]);
-    run(&mut command, Duration::from_secs(30)).expect_success("htpasswd").text().trim().to_owned() + "\n"
 }
