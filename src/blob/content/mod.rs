@@ -22,11 +22,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
-pub use codec::{TRAILER, decode as decode_table, encode as encode_table, points_at};
+pub use codec::{TRAILER, decode as decode_table, decode_progress, encode as encode_table, encode_progress, points_at};
 pub use decode::{Compression, Damage, Resume};
 pub use frames::{FOOTER, FrameSize, parse_table, table_length};
 pub use limits::ContentLimits;
-pub use pass::{Pass, Sink};
+pub use pass::{Pass, Progress, Sink};
 pub use side::{Side, Stored};
 pub use table::{Place, Point, Segment, Table};
 
