@@ -460,6 +460,67 @@ fn damaged_archives_are_errors_with_a_reason() {
     mounted.unmount();
 }
 
+/// `zstd` writes a checksum behind each frame. Between two checkpoints gzip has none.
+#[test]
+fn a_blob_that_changes_after_the_pass_is_an_error_until_it_is_what_it_was() {
+    let folder = tree();
+    let at = folder.path();
+    sh(
+        at,
+        "tar -cf a.tar -C tree . ; split -b 3000000 a.tar part.; for p in part.*; do zstd -q -c $p; done >a.tar.zst",
+    );
+    let registry = ScriptedRegistry::start();
+    let packed = fs::read(at.join("a.tar.zst")).unwrap();
+    let home = Home::new();
+    let artifact = Artifact::new().layer(Some("a.tar.zst"), GZIP_TYPE, packed.clone());
+    let digest = artifact.layers()[0].digest.clone();
+    artifact.push(&registry, "d", "t");
+    let mounted = call(&registry, "d:t").home(&home).mount();
+    same(&mounted.join("a"), &at.join("tree"), "as it was");
+    mounted.unmount();
+    let mut changed = packed.clone();
+    changed[packed.len() / 8..].fill(0xff);
+    let shorter = packed[..packed.len() / 2].to_vec();
+    for (what, bytes) in [("changed", changed), ("shorter", shorter)] {
+        registry.put_blob_as(&digest, bytes);
+        let mounted = call(&registry, "d:t").home(&home).arg("--no-disk-cache").mount();
+        assert_eq!(fs::metadata(mounted.join("a/large")).unwrap().len(), 9_000_001, "{what}");
+        let error = fs::read(mounted.join("a/large")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{what}: {error}");
+        assert!(mounted.log().lines().any(|line| line.contains(&digest)), "{what}: {}", mounted.log());
+        registry.put_blob_as(&digest, packed.clone());
+        same(&mounted.join("a"), &at.join("tree"), what);
+        mounted.unmount();
+    }
+}
+
+#[test]
+fn what_follows_a_gap_of_zeros_is_not_shown_and_that_is_said() {
+    let folder = tree();
+    let at = folder.path();
+    sh(
+        at,
+        "tar -b 1 -cf a.tar -C tree empty link; tar -b 1 -cf b.tar -C tree deep; cat a.tar b.tar >c.tar; gzip -k c.tar",
+    );
+    let registry = ScriptedRegistry::start();
+    let mut artifact = Artifact::new();
+    for title in ["c.tar", "c.tar.gz"] {
+        artifact = artifact.layer(
+            Some(&title.replace('c', &title.len().to_string())),
+            GZIP_TYPE,
+            fs::read(at.join(title)).unwrap(),
+        );
+    }
+    artifact.push(&registry, "d", "t");
+    let mounted = call(&registry, "d:t").mount();
+    for layer in ["5", "8"] {
+        assert_eq!(listing(&mounted.join(layer)).len(), 2, "{layer}");
+    }
+    let said = |line: &&str| line.contains("bytes follow the end of the archive") && line.contains("tar -i");
+    assert_eq!(mounted.log().lines().filter(said).count(), 2, "{}", mounted.log());
+    mounted.unmount();
+}
+
 #[test]
 fn a_cache_folder_that_is_too_small_is_said() {
     let folder = tree();
