@@ -171,6 +171,14 @@ impl ChunkCache {
         self.shared.in_flight.available_permits() as u64 / COST
     }
 
+    /// Gives up all that is kept of a blob, because some of it has proven wrong: what is wanted again is fetched again.
+    pub fn drop_wrong(&self, blob: &Descriptor) {
+        self.shared.chunks().forget(&blob.digest);
+        if let Some(Err(error)) = self.disk().and_then(|disk| disk.existing(blob)).map(|file| file.drop_all()) {
+            tracing::warn!("{}: {error}", blob.digest);
+        }
+    }
+
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
         // Behind the end of the blob there is nothing.
