@@ -51,13 +51,17 @@ impl Digest {
     }
 }
 
-/// Checks a blob whose bytes come one piece after the other.
+/// The digest of a blob whose bytes come one piece after the other.
 pub enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
+    pub fn sha256() -> Self {
+        Self::Sha256(sha2::Sha256::new())
+    }
+
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -65,12 +69,16 @@ impl Hasher {
         }
     }
 
+    pub fn finish(self) -> Digest {
+        Digest(match self {
+            Self::Sha256(hasher) => format!("sha256:{:x}", hasher.finalize()).into(),
+            Self::Sha512(hasher) => format!("sha512:{:x}", hasher.finalize()).into(),
+        })
+    }
+
     pub fn check(self, wanted: &Digest) -> Result<()> {
-        let found = match self {
-            Self::Sha256(hasher) => format!("sha256:{:x}", hasher.finalize()),
-            Self::Sha512(hasher) => format!("sha512:{:x}", hasher.finalize()),
-        };
-        if found == wanted.as_str() {
+        let found = self.finish();
+        if found == *wanted {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Corrupt, wanted, format!("the bytes received have the digest {found}"))
