@@ -9,7 +9,9 @@ mod index;
 mod logging;
 mod ls;
 mod mount;
+mod pack;
 mod prefetch;
+mod progress;
 mod show;
 
 use std::ffi::OsString;
@@ -26,6 +28,7 @@ enum Verb {
     Ls(ls::Command),
     Index(index::Command),
     Prefetch(prefetch::Command),
+    Pack(pack::Command),
     Cache(cache::Command),
 }
 
@@ -54,6 +57,7 @@ impl Verb {
             Self::Ls(command) => command.run(),
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
+            Self::Pack(command) => command.run(),
             Self::Cache(command) => command.run(),
         }
     }

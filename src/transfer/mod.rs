@@ -2,5 +2,6 @@
 //! Called by `cli`; uses `mount` and all layers below.
 
 mod layout_writer;
+pub mod pack;
 
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
