@@ -229,7 +229,7 @@ impl Command {
 }
 
 fn work(options: Options, bar: &ProgressBar, stop: &AtomicBool) -> Result<(u64, Packed)> {
-    let plan = Plan::new(options)?;
+    let plan = Plan::new(options, stop)?;
     progress::show_bytes(bar, plan.bytes());
     let packed = plan.write(&Work { stop, progress: &|bytes| bar.inc(bytes) })?;
     Ok((plan.bytes(), packed))

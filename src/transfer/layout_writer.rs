@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -168,7 +169,7 @@ impl LayoutWriter {
             // Whoever sweeps has this lock, too, so that no file is seen before it is locked itself.
             let _lock = self.lock()?;
             let file = self.unfinished()?;
-            flock(&file, FlockOperation::LockExclusive)?;
+            hold(file.as_file())?;
             Ok(file)
         };
         let file = open().map_err(|error| self.failed(&error))?;
@@ -185,7 +186,7 @@ impl LayoutWriter {
     fn lock(&self) -> io::Result<File> {
         let marker = self.directory.join(MARKER);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(marker)?;
-        flock(&file, FlockOperation::LockExclusive)?;
+        hold(&file)?;
         Ok(file)
     }
 
@@ -280,6 +281,14 @@ fn name(layout: &LayoutWriter, file: NamedTempFile, digest: Digest, size: u64) -
     finish().map_err(|error| layout.failed(&error))?;
     file.persist(&path).map_err(|error| layout.failed(&error.error))?;
     Ok(Blob { digest, size, existed: false })
+}
+
+/// Locks a file until it is closed. Where the file system has no locks, several writers may lose tags of each other.
+fn hold(file: &File) -> io::Result<()> {
+    match flock(file, FlockOperation::LockExclusive) {
+        Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
+        result => Ok(result?),
+    }
 }
 
 async fn blocking<T: Send + 'static>(object: &Digest, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

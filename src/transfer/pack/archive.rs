@@ -10,7 +10,7 @@ use tar_core::builder::EntryBuilder;
 
 use super::encode::Encoder;
 use super::scan::{Kind, Member, Stat};
-use super::{Work, changed, failed};
+use super::{Work, changed, failed, go_on};
 use crate::error::{Error, ErrorKind, Result};
 
 const BLOCK: u64 = 512;
@@ -74,7 +74,7 @@ pub fn copy(
         OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&member.path).map_err(fail)?;
     let mut left = member.stat.size;
     while left > 0 {
-        work.go_on()?;
+        go_on(work.stop)?;
         // Each time: hours of reading are not for nothing.
         unchanged(member, &file)?;
         let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -87,7 +87,7 @@ pub fn copy(
         };
         write(part.get(..read).unwrap_or_default())?;
         left = left.saturating_sub(read as u64);
-        work.read(read as u64);
+        (work.progress)(read as u64);
     }
     Ok(unchanged(member, &file)?)
 }

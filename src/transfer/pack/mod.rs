@@ -96,25 +96,19 @@ pub struct Work<'a> {
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
-impl Work<'_> {
-    fn go_on(&self) -> Result<()> {
-        match self.stop.load(Ordering::Relaxed) {
-            true => Err(Error::new(ErrorKind::Io, "pack", "interrupted")),
-            false => Ok(()),
-        }
-    }
-
-    fn read(&self, bytes: u64) {
-        (self.progress)(bytes);
+fn go_on(stop: &AtomicBool) -> Result<()> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(Error::new(ErrorKind::Io, "pack", "interrupted")),
+        false => Ok(()),
     }
 }
 
 impl Plan {
-    /// Looks through the folder. Nothing is written yet.
-    pub fn new(options: Options) -> Result<Self> {
+    /// Looks through the folder, until `stop` is set. Nothing is written yet.
+    pub fn new(options: Options, stop: &AtomicBool) -> Result<Self> {
         config::check_fields(&options.fields)?;
         let metadata = options.metadata.as_deref().map(Metadata::read).transpose()?.unwrap_or_default();
-        let layers = scan::scan(&options.folder, &options.grouping, &absolute(&options.out.directory)?)?;
+        let layers = scan::scan(&options.folder, &options.grouping, &absolute(&options.out.directory)?, stop)?;
         let plan = Self { options, layers, metadata };
         let mut titles = HashSet::new();
         if let Some(layer) = plan.layers.iter().find(|layer| !titles.insert(config::title(layer, &plan.options))) {
@@ -156,13 +150,14 @@ impl Plan {
         std::thread::scope(|scope| {
             for _ in 0..self.options.jobs.min(self.layers.len()) {
                 scope.spawn(|| {
-                    while let Some(layer) = self.layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = work.go_on().and_then(|()| self.write_layer(layer, out, work));
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(layer) = self.layers.get(number) else { return };
+                        let result = go_on(work.stop).and_then(|()| self.write_layer(layer, out, work));
                         let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                         match result {
                             Ok(blob) => {
-                                let number = self.layers.iter().position(|other| std::ptr::eq(other, layer));
-                                if let Some(place) = number.and_then(|number| done.0.get_mut(number)) {
+                                if let Some(place) = done.0.get_mut(number) {
                                     *place = Some(blob);
                                 }
                             }

@@ -6,8 +6,9 @@ use std::fs::{self, Metadata};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use super::{Grouping, failed};
+use super::{Grouping, failed, go_on};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Files that tell about others, by the end of their names.
@@ -93,7 +94,7 @@ impl Member {
 type Archive = (Vec<(String, Member)>, Vec<String>);
 
 /// The layers by name. `out` must not be among what is packed.
-pub fn scan(folder: &Path, grouping: &Grouping, out: &Path) -> Result<Vec<Layer>> {
+pub fn scan(folder: &Path, grouping: &Grouping, out: &Path, stop: &AtomicBool) -> Result<Vec<Layer>> {
     let root = fs::canonicalize(folder).map_err(|error| failed(folder, &error))?;
     if out.starts_with(&root) {
         let cause = "the layout would be written into the folder that is packed";
@@ -101,7 +102,7 @@ pub fn scan(folder: &Path, grouping: &Grouping, out: &Path) -> Result<Vec<Layer>
     }
     let mut archives: BTreeMap<String, Archive> = BTreeMap::new();
     let mut layers = Vec::new();
-    for (path, metadata) in entries(folder)? {
+    for (path, metadata) in entries(folder, stop)? {
         let file_name = path.file_name().unwrap_or_default();
         if metadata.is_symlink() {
             let cause = "a symbolic link where a layer is to be made";
@@ -115,7 +116,7 @@ pub fn scan(folder: &Path, grouping: &Grouping, out: &Path) -> Result<Vec<Layer>
                 Grouping::Map(_) | Grouping::Pattern(_) => format!("{layer}/{name}/").into_bytes(),
             };
             let (members, folders) = archives.entry(layer).or_default();
-            walk(&path, prefix, &mut |member| members.push((name.clone(), member)))?;
+            walk(&path, prefix, stop, &mut |member| members.push((name.clone(), member)))?;
             folders.push(name);
         } else {
             let member = member(path, name.clone().into_bytes(), &metadata)?;
@@ -157,10 +158,10 @@ fn link(members: &mut [Member]) {
 }
 
 /// Everything below a folder; `prefix` stands before the names.
-fn walk(folder: &Path, prefix: Vec<u8>, found: &mut impl FnMut(Member)) -> Result<()> {
+fn walk(folder: &Path, prefix: Vec<u8>, stop: &AtomicBool, found: &mut impl FnMut(Member)) -> Result<()> {
     let mut folders = vec![(folder.to_owned(), prefix)];
     while let Some((folder, prefix)) = folders.pop() {
-        let entries = entries(&folder)?;
+        let entries = entries(&folder, stop)?;
         if entries.is_empty() && !prefix.is_empty() {
             let metadata = fs::symlink_metadata(&folder).map_err(|error| failed(&folder, &error))?;
             found(member(folder, prefix, &metadata)?);
@@ -201,7 +202,8 @@ fn member(path: PathBuf, name: Vec<u8>, metadata: &Metadata) -> Result<Member> {
     Ok(Member { path, name, kind, stat, executable: metadata.mode() & 0o100 != 0 })
 }
 
-fn entries(folder: &Path) -> Result<Vec<(PathBuf, Metadata)>> {
+fn entries(folder: &Path, stop: &AtomicBool) -> Result<Vec<(PathBuf, Metadata)>> {
+    go_on(stop)?;
     let listing = fs::read_dir(folder).map_err(|error| failed(folder, &error))?;
     let mut entries = Vec::new();
     for entry in listing {
