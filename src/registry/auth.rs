@@ -1,12 +1,14 @@
 //! The token that a registry asks for (distribution specification, "token authentication"), without a login.
 
+use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::client::{body_up_to, transport_failure};
+use super::answer::body_up_to;
+use super::endpoint::Actions;
 use super::retry::Failure;
-use super::traffic::Traffic;
+use super::web::{Request, Web};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a token service's answer.
@@ -40,25 +42,26 @@ impl Auth {
     /// Gets a new token after a 401 with these headers, unless another reader has done so since `refused` was given out.
     pub async fn renew(
         &self,
-        http: &reqwest::Client,
-        traffic: &Traffic,
+        web: &Web,
         refused: &Token,
+        challenger: &Url,
         headers: &HeaderMap,
         repository: &str,
+        actions: Actions,
     ) -> Result<(), Failure> {
         let mut token = self.token.lock().await;
         if token.generation != refused.generation {
             return Ok(());
         }
-        let (realm, query) = bearer_challenge(headers, repository)?;
-        let mut url: reqwest::Url = realm.parse().map_err(|_| {
+        let (realm, query) = bearer_challenge(headers, repository, actions)?;
+        let mut url: Url = realm.parse().map_err(|_| {
             Error::new(ErrorKind::Protocol, repository, format!("the registry's token service is no address: {realm}"))
         })?;
         url.query_pairs_mut().extend_pairs(query);
-        traffic.request();
-        let answer = http.get(url).send().await.map_err(|error| transport_failure(&realm, &error))?;
+        web.targets.check(&url, challenger)?;
+        let (answer, _) = web.send(&Request::get(url, HeaderMap::new(), &realm), None).await?;
         let status = answer.status();
-        let body = body_up_to(answer, LARGEST_TOKEN, &realm, traffic).await?;
+        let body = body_up_to(answer, LARGEST_TOKEN, &realm, &web.traffic).await?;
         if !status.is_success() {
             let error = Error::new(ErrorKind::Denied, repository, format!("the token service answers {status}"))
                 .hint("the repository may need a login, or not exist");
@@ -82,7 +85,11 @@ impl Auth {
 }
 
 /// The token service's address and the query to send it, from `WWW-Authenticate: Bearer realm=…,service=…,scope=…`.
-fn bearer_challenge(headers: &HeaderMap, repository: &str) -> Result<(String, Vec<(&'static str, String)>)> {
+fn bearer_challenge(
+    headers: &HeaderMap,
+    repository: &str,
+    actions: Actions,
+) -> Result<(String, Vec<(&'static str, String)>)> {
     let denied = |cause: &str| {
         Error::new(ErrorKind::Denied, repository, cause.to_owned()).hint("only public repositories can be mounted")
     };
@@ -100,7 +107,10 @@ fn bearer_challenge(headers: &HeaderMap, repository: &str) -> Result<(String, Ve
             if let Some(service) = param("service") {
                 query.push(("service", service));
             }
-            query.push(("scope", param("scope").unwrap_or_else(|| format!("repository:{repository}:pull"))));
+            query.push((
+                "scope",
+                param("scope").unwrap_or_else(|| format!("repository:{repository}:{}", actions.as_str())),
+            ));
             return Ok((realm, query));
         }
     }
@@ -114,7 +124,7 @@ mod tests {
     fn challenge(text: &'static str) -> Result<(String, Vec<(&'static str, String)>)> {
         let mut headers = HeaderMap::new();
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(text));
-        bearer_challenge(&headers, "ign/pastis")
+        bearer_challenge(&headers, "ign/pastis", Actions::Pull)
     }
 
     #[test]

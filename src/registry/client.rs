@@ -1,19 +1,28 @@
-//! The HTTP client of one repository: addresses, tokens, counting, and what a transport error means to the user.
+//! One repository, wherever it is to be had: the registry that the reference names, and its mirrors.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Response, StatusCode, Url};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::auth::Auth;
+use super::breaker::Hosts;
 use super::connections::Connections;
+use super::endpoint::Endpoint;
+use super::mirrors::{Place, places};
 use super::retry::Failure;
+use super::stream::Streams;
+use super::targets::Targets;
 use super::traffic::Traffic;
+use super::web::Web;
+use crate::blob::Passing;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::RegistryReference;
+use crate::oci::{Digest, RegistryReference};
+
+/// A bandwidth must not make reads wait for longer than this part of the timeout because too many share it.
+const SHARE_OF_TIMEOUT: u64 = 4;
+/// Bytes of the longest requests.
+const LONGEST_REQUEST: u64 = 1 << 20;
 
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
@@ -23,6 +32,28 @@ pub struct RegistryOptions {
     pub timeout: Duration,
     /// Most requests under way at once.
     pub connections: usize,
+    /// Bytes a second, over all connections.
+    pub bandwidth: Option<u64>,
+    /// Addresses that are asked before the registry.
+    pub mirrors: Vec<String>,
+    /// Refuse a registry that gives only whole blobs.
+    pub require_ranges: bool,
+    /// Let registries send us to loopback, link-local and metadata addresses.
+    pub allow_local_redirects: bool,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            timeout: Duration::from_secs(60),
+            connections: 16,
+            bandwidth: None,
+            mirrors: Vec::new(),
+            require_ranges: false,
+            allow_local_redirects: false,
+        }
+    }
 }
 
 /// One repository of one registry.
@@ -31,41 +62,45 @@ pub struct Registry {
     pub(super) timeout: Duration,
     pub(super) traffic: Arc<Traffic>,
     pub(super) connections: Connections,
-    base: Url,
-    http: reqwest::Client,
-    auth: Auth,
+    pub(super) require_ranges: bool,
+    /// Told when a host that was silent answers again.
+    pub(super) back: Arc<Notify>,
+    pub(super) streams: Arc<Streams>,
+    mirrors: Vec<Endpoint>,
+    origin: Endpoint,
 }
 
 impl Registry {
     pub fn new(reference: RegistryReference, options: &RegistryOptions) -> Result<Self> {
-        let plain = options.plain_http || reference.is_loopback();
-        let scheme = if plain { "http" } else { "https" };
-        let base = format!("{scheme}://{}/v2/{}/", reference.host(), reference.repository)
-            .parse()
-            .map_err(|error| Error::new(ErrorKind::Usage, &reference, format!("not an address: {error}")))?;
-        let mut http = reqwest::Client::builder()
-            .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
-            // All streams of HTTP/2 would share one TCP connection and its window.
-            .http1_only()
-            .pool_max_idle_per_host(options.connections)
-            .connect_timeout(options.timeout.min(Duration::from_secs(10)))
-            // A connection that says nothing is given up in time for another attempt.
-            .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
-            .redirect(redirects());
-        if reference.is_loopback() {
-            http = http.no_proxy();
-        }
-        let http = http
-            .build()
-            .map_err(|error| Error::new(ErrorKind::Io, &reference, format!("cannot set up TLS: {error}")))?;
+        let traffic = Arc::new(Traffic::limited(options.bandwidth));
+        let back = Arc::new(Notify::new());
+        let endpoint = |place: Place| {
+            let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
+            let http = http_client(&place, options, targets.clone())
+                .map_err(|error| Error::new(ErrorKind::Io, &reference, format!("cannot set up TLS: {error}")))?;
+            let (hosts, traffic) = (Hosts::new(http.clone(), Arc::clone(&traffic), Arc::clone(&back)), traffic.clone());
+            Endpoint::new(place, Web { http, targets, hosts, traffic, most_patience: options.timeout })
+        };
+        let mut mirrors = places(&reference, options)?.into_iter().map(endpoint).collect::<Result<Vec<_>>>()?;
+        let Some(origin) = mirrors.pop() else {
+            return Err(Error::new(ErrorKind::Usage, &reference, "there is no place where it is to be had"));
+        };
+        let shared = options
+            .bandwidth
+            .map(|rate| rate.saturating_mul(options.timeout.as_secs()) / (SHARE_OF_TIMEOUT * LONGEST_REQUEST));
+        let connections = shared.map_or(options.connections, |most| {
+            usize::try_from(most).unwrap_or(usize::MAX).clamp(1, options.connections)
+        });
         Ok(Self {
-            reference,
             timeout: options.timeout,
-            traffic: Arc::default(),
-            connections: Connections::new(options.connections),
-            base,
-            http,
-            auth: Auth::default(),
+            traffic,
+            connections: Connections::new(connections),
+            require_ranges: options.require_ranges,
+            back,
+            streams: Arc::default(),
+            mirrors,
+            origin,
+            reference,
         })
     }
 
@@ -73,116 +108,66 @@ impl Registry {
         Arc::clone(&self.traffic)
     }
 
-    /// One GET below the repository. A 401 is answered with a new token once; every other answer is returned.
-    pub(super) async fn get(&self, path: &str, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
-        let url = self
-            .base
-            .join(path)
-            .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
-        let mut refused = None;
-        loop {
-            let token = self.auth.token().await;
-            let mut request = self.http.get(url.clone()).headers(headers.clone()).header(ACCEPT_ENCODING, "identity");
-            if let Some(header) = &token.header {
-                request = request.header(AUTHORIZATION, header);
-            }
-            self.traffic.request();
-            let answer = request.send().await.map_err(|error| transport_failure(object, &error))?;
-            if answer.status() != StatusCode::UNAUTHORIZED || refused.is_some() {
-                return Ok(answer);
-            }
-            self.auth.renew(&self.http, &self.traffic, &token, answer.headers(), &self.reference.repository).await?;
-            refused = Some(token);
+    /// Who keeps what has to be downloaded though nobody asked for it.
+    pub fn keep_passing_in(&self, cache: &Arc<impl Passing + 'static>) {
+        let cache: Arc<dyn Passing> = cache.clone();
+        self.streams.keep_in(Arc::downgrade(&cache));
+    }
+
+    /// Whom to ask, in this order; `digest`: `None` for a tag. The last is the registry itself, all others are mirrors.
+    pub(super) fn endpoints(&self, digest: Option<&Digest>) -> Vec<&Endpoint> {
+        let mirrors = self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(digest));
+        mirrors.chain([&self.origin]).collect()
+    }
+
+    pub(super) fn is_origin(&self, endpoint: &Endpoint) -> bool {
+        std::ptr::eq(endpoint, &self.origin)
+    }
+
+    /// What one attempt at an endpoint may take: a mirror leaves time for the registry.
+    pub(super) fn limit(&self, endpoint: &Endpoint, deadline: Instant) -> Instant {
+        if self.is_origin(endpoint) { deadline } else { deadline.min(Instant::now() + self.timeout / 3) }
+    }
+
+    /// An attempt failed: of a mirror it is only remembered.
+    pub(super) fn failed(&self, endpoint: &Endpoint, digest: Option<&Digest>, failure: Failure) -> Failure {
+        if self.is_origin(endpoint) {
+            return failure;
         }
+        let error = failure.into_error();
+        endpoint.failed(digest, &error);
+        Failure::Passing { error, not_before: None }
+    }
+
+    /// Why no one is worth asking now.
+    pub(super) async fn all_dead(&self, digest: &Digest) -> Option<Error> {
+        for mirror in self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(Some(digest))) {
+            mirror.dead(digest.as_str()).await?;
+        }
+        self.origin.dead(digest.as_str()).await
+    }
+
+    /// A read has waited for all of its time.
+    pub(super) fn exhausted(&self) {
+        self.mirrors.iter().chain([&self.origin]).for_each(|endpoint| endpoint.web.hosts.exhausted());
     }
 }
 
-/// At most ten, never from https to http. reqwest drops `Authorization` when host or port change.
-fn redirects() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let downgrade =
-            attempt.url().scheme() == "http" && attempt.previous().last().is_some_and(|from| from.scheme() == "https");
-        if downgrade {
-            attempt.error("redirect from https to http refused")
-        } else if attempt.previous().len() > 10 {
-            attempt.error("more than ten redirects")
-        } else {
-            attempt.follow()
-        }
-    })
-}
-
-/// What to make of an answer that is not the one hoped for.
-pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
-    let status = answer.status();
-    let error = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Error::new(ErrorKind::Denied, object, format!("the registry answers {status}"))
-                .hint("the repository may need a login, or not exist")
-        }
-        StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it")
-            .hint("push the artifact again, or tell the registry's operator"),
-        _ => Error::new(ErrorKind::Protocol, object, format!("the registry answers {status}"))
-            .hint("tell the registry's operator"),
-    };
-    if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
-        let error = Error { kind: ErrorKind::Unreachable, ..error }.hint("try again later");
-        Failure::Passing { error, not_before: retry_after(answer.headers()) }
-    } else {
-        Failure::Final(error)
+fn http_client(place: &Place, options: &RegistryOptions, targets: Targets) -> reqwest::Result<reqwest::Client> {
+    let mut http = reqwest::Client::builder()
+        .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
+        // All streams of HTTP/2 would share one TCP connection and its window.
+        .http1_only()
+        .pool_max_idle_per_host(options.connections)
+        .connect_timeout(options.timeout.min(Duration::from_secs(10)))
+        // A connection that says nothing is given up in time for another attempt.
+        .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
+        // Followed by ourselves.
+        .redirect(reqwest::redirect::Policy::none())
+        .dns_resolver(targets)
+        .referer(false);
+    if place.is_loopback() {
+        http = http.no_proxy();
     }
-}
-
-/// In seconds only; a date is taken for "no wish".
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// Errors below HTTP may pass, but for a redirect that was refused.
-pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    if error.is_redirect() {
-        return Failure::Final(Error::new(ErrorKind::Protocol, object, cause));
-    }
-    let error = if error.is_timeout() {
-        Error::new(ErrorKind::TimedOut, object, "the registry does not answer").hint("check the network")
-    } else if error.is_connect() {
-        let failed = Error::new(ErrorKind::Unreachable, object, format!("cannot connect: {cause}"));
-        if cause.to_string().contains("InvalidContentType") || cause.to_string().contains("corrupt message") {
-            failed.hint("the server does not speak TLS there; use --plain-http if that is meant")
-        } else {
-            failed.hint("check the address and the network")
-        }
-    } else {
-        Error::new(ErrorKind::Unreachable, object, format!("the connection broke: {cause}")).hint("check the network")
-    };
-    Failure::Passing { error, not_before: None }
-}
-
-/// A whole body that must not be larger than `limit` bytes.
-pub(super) async fn body_up_to(
-    answer: Response,
-    limit: u64,
-    object: &str,
-    traffic: &Traffic,
-) -> Result<Bytes, Failure> {
-    let mut body = BytesMut::new();
-    let mut stream = answer.bytes_stream();
-    while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|error| transport_failure(object, &error))?;
-        traffic.received(piece.len());
-        if body.len() as u64 + piece.len() as u64 > limit {
-            let error = Error::new(ErrorKind::Limit, object, format!("the answer is larger than {limit} bytes"));
-            return Err(error.hint("check the address").into());
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(body.freeze())
-}
-
-pub(super) fn header(value: &str) -> Result<HeaderValue, Failure> {
-    HeaderValue::from_str(value).map_err(|_| Error::new(ErrorKind::Usage, value, "no header text").into())
+    http.build()
 }
