@@ -2,18 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use eo_mount_testing::files::forget_pages;
-use eo_mount_testing::fixtures::{VirtualTar, patch_tar_plan};
+use eo_mount_testing::files::{forget_pages, pread};
+use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar_plan};
 use eo_mount_testing::scripted_registry::CONFIG_TYPE;
 use eo_mount_testing::scripted_registry::profiles::{self, Parts, Profile};
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Finished, Kind, Matcher, Mounted, ScriptedRegistry};
+use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Finished, Kind, Matcher, Mounted, ScriptedRegistry, run};
 
 const CONFIG: &str = r#"{"dataset":"PASTIS"}"#;
 /// Everything ends sooner, by far.
 const SOON: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 macro_rules! everything_is_read_from {
     ($($profile:ident),+ $(,)?) => {
@@ -141,30 +143,6 @@ fn one_line(refused: &Finished, reason: &str) {
 // Redirects.
 
 #[test]
-fn a_thousand_ranges_through_a_redirecting_registry_are_two_requests_to_it() {
-    let scene = Scene::odd(profiles::amazon_ecr);
-    let mounted = scene.call().arg("--no-disk-cache").arg("--memory").arg("16MiB").mount();
-    let mut ranges = 0;
-    let all = || scene.storage.requests_of(Kind::Blob);
-    while ranges < 1000 {
-        let before = all().len();
-        scene.compare(&mounted);
-        for (layer, tar) in ["10000", "10001"].iter().zip(&scene.tars) {
-            tar.members().iter().for_each(|member| forget_pages(mounted.join(layer).join(&member.path)));
-        }
-        ranges = all().len();
-        if ranges == before {
-            break;
-        }
-    }
-    for layer in &scene.layers {
-        let at_home = scene.registry.requests().iter().filter(|request| request.digest() == Some(layer)).count();
-        assert!((1..=2).contains(&at_home), "{at_home} requests for {layer}");
-    }
-    assert!(ranges >= 20, "{ranges}");
-}
-
-#[test]
 fn a_redirect_to_another_path_of_the_registry_is_resolved_once_too() {
     let scene = Scene::odd(profiles::google_artifact_registry);
     let mounted = scene.call().mount();
@@ -271,6 +249,45 @@ fn without_ranges_and_without_a_disk_cache_everything_is_read_in_bounded_memory(
 }
 
 #[test]
+fn without_ranges_a_layer_is_checked_whole_before_it_is_read() {
+    let scene = Scene::odd(profiles::without_ranges);
+    let mounted = scene.call().args(["--verify", "blob"]).mount();
+    scene.compare(&mounted);
+}
+
+#[test]
+fn reading_far_behind_the_start_says_what_it_costs_and_works_when_the_download_got_there() {
+    let bytes = noise(5, 20 << 20);
+    let registry = ScriptedRegistry::start();
+    let artifact = Artifact::new().layer(Some("noise.bin"), "application/octet-stream", bytes.clone());
+    artifact.push(&registry, "pastis", "t");
+    registry.fault(Matcher::blobs(), Fault::IgnoreRange, ALWAYS);
+    registry.trickle_blobs(Duration::from_millis(15));
+    let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), registry.reference("pastis:t"));
+    let mounted = call.args(["--timeout", "3s"]).mount();
+    let at = (19 << 20) + 12_345;
+    let read = || pread(mounted.join("noise.bin"), at..at + 1000);
+    // 320 drops take at least 4.8 s.
+    assert!(read().is_err(), "read in less time than the download takes");
+    assert!(mounted.log().contains("downloads 19."), "{}", mounted.log());
+    let mut found = None;
+    assert!(
+        wait_until(LONG, || {
+            found = read().ok();
+            found.is_some()
+        }),
+        "{}",
+        mounted.log()
+    );
+    assert!(found.unwrap() == bytes[at as usize..][..1000]);
+    assert!(registry.blob_bytes() < 22 << 20, "{} bytes were sent", registry.blob_bytes());
+    // What passed is there.
+    let requests = registry.blob_requests();
+    assert!(pread(mounted.join("noise.bin"), 7 << 20..(7 << 20) + 1000).unwrap() == bytes[7 << 20..][..1000]);
+    assert_eq!(registry.blob_requests(), requests);
+}
+
+#[test]
 fn a_registry_without_ranges_is_refused_where_they_are_required() {
     let scene = Scene::odd(profiles::without_ranges);
     let mounted = scene.call().arg("--require-ranges").mount();
@@ -317,8 +334,10 @@ fn a_mirror_is_asked_first_and_the_registry_for_what_it_lacks() {
     let mirror = ScriptedRegistry::start();
     scene.registry.share_blobs_with(&mirror);
     mirror.remove_blob(&scene.layers[1]);
+    scene.registry.require_token();
     let mounted = scene.call().arg("--mirror").arg(format!("http://{}/", mirror.address())).mount();
     scene.compare(&mounted);
+    assert!(mirror.requests().iter().all(|request| request.header("authorization").is_none()));
     let of = |registry: &ScriptedRegistry, layer: &str| {
         registry.requests().iter().filter(|request| request.digest() == Some(layer)).count()
     };
@@ -399,4 +418,55 @@ fn registries_conf_rewrites_locations_names_mirrors_and_blocks() {
     std::fs::write(conf.path(), "[[registry]").unwrap();
     let refused = call("data.example/eo/pastis:t").output();
     assert!(refused.code != 0 && refused.stderr.contains("not a valid registries.conf"), "{}", refused.stderr);
+}
+
+// HTTP/2.
+
+#[test]
+fn a_server_that_speaks_http_2_alone_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = run(
+        Command::new("openssl").current_dir(directory.path()).args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-days",
+            "2",
+        ]),
+        LONG,
+    );
+    assert!(made.success(), "openssl (apt-get install openssl): {}", made.stderr);
+    // Free a moment ago; should another take it, openssl says so.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut server = Command::new("openssl");
+    server.current_dir(directory.path()).args(["s_server", "-alpn", "h2", "-quiet", "-accept"]);
+    server.arg(format!("127.0.0.1:{port}")).args(["-cert", "cert.pem", "-key", "key.pem"]);
+    let _server = Server(server.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    assert!(wait_until(SOON, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()), "openssl does not listen");
+    let scene = Scene::new();
+    let mounted = scene.call().arg("--mirror").arg(format!("https://127.0.0.1:{port}")).mount();
+    scene.compare(&mounted);
+    let log = mounted.log();
+    assert!(log.contains("the server speaks HTTP/2 alone"), "{log}");
+}
+
+/// Killed when dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -154,6 +154,11 @@ impl ScriptedRegistry {
         script
     }
 
+    /// Every blob comes in drops, so long before each 64 KiB, whatever else is wrong with it.
+    pub fn trickle_blobs(&self, pace: Duration) {
+        self.shared.lock().pace = Some(pace);
+    }
+
     /// Right answers from now on. What stalls goes on stalling.
     pub fn clear_faults(&self) {
         self.shared.lock().faults.clear();

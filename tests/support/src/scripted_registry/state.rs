@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -44,6 +45,8 @@ pub(super) struct State {
     pub signatures_given: u32,
     /// Tags that name another manifest each time, by repository and tag.
     pub moving: HashMap<(String, String), Vec<String>>,
+    /// Of blobs, before each 64 KiB.
+    pub pace: Option<Duration>,
 }
 
 /// Shared between the test and the server's thread.
@@ -169,7 +172,7 @@ impl State {
             return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
         };
         let size = content.size();
-        let mut answer = Answer::whole(200, content.clone());
+        let mut answer = Answer { pace: self.pace, ..Answer::whole(200, content.clone()) };
         match range.map(|range| single_range(range, size)) {
             None => {}
             Some(Some(range)) => {
