@@ -32,11 +32,6 @@ const TARGET: &str = "ANNOTATIONS/TARGET_10000.npy";
 // Wrong answers to ranges. Each on the headers of a layer and on its data.
 
 #[test]
-fn the_whole_blob_for_a_range_is_an_error() {
-    refused(Fault::IgnoreRange, "does not support range requests");
-}
-
-#[test]
 fn another_range_is_an_error() {
     refused(Fault::WrongContentRange, "the registry answers with `bytes ");
     refused(Fault::ShorterRange, "the registry answers with `bytes ");
@@ -108,9 +103,21 @@ fn a_body_that_stops_is_an_error_in_time() {
 }
 
 #[test]
-fn a_server_that_asks_for_more_patience_than_there_is_is_an_error() {
+fn a_server_that_asks_for_more_patience_than_there_is_is_an_error_and_left_alone_for_that_time() {
+    let scene = Scene::new();
     let headers = vec![("Retry-After".to_owned(), "3600".to_owned())];
-    refused(Fault::Status(503, headers, String::new()), "503 Service Unavailable");
+    let busy = Fault::Status(503, headers, String::new());
+    let script = scene.registry.fault(Matcher::blob(&scene.digest), busy, ALWAYS);
+    let error = list(&scene.mounted.join("10000")).expect_err("listed nevertheless");
+    assert!(is_data_error(error), "{error}");
+    assert!(scene.log_says("503 Service Unavailable"), "{}", scene.mounted.log());
+    let met = script.met();
+    assert!(list(&scene.mounted.join("10000")).is_err_and(is_data_error));
+    assert_eq!(script.met(), met, "it was asked again at once");
+    scene.registry.clear_faults();
+    assert!(wait_until(SOON, || list(&scene.mounted.join("10000")).is_ok()), "{}", scene.mounted.log());
+    scene.expect_read();
+    scene.expect_other();
 }
 
 #[test]
@@ -308,7 +315,7 @@ fn what_is_indexed_is_listed_while_the_registry_is_down() {
     assert_eq!(scene.registry.requests().len(), start);
     assert!(scene.log_says("cannot connect"), "{}", scene.mounted.log());
     scene.registry.come_up();
-    scene.expect_read();
+    assert!(wait_until(SOON, || scene.read().is_ok()), "{}", scene.mounted.log());
     scene.expect_list("10001");
     scene.expect_other();
 }
@@ -479,7 +486,7 @@ fn a_redirected_blob_is_read_and_the_token_stays_at_home() {
     let at_home = scene.registry.requests_of(Kind::Blob);
     assert!(at_home.iter().all(|request| request.header("authorization").is_some()), "{at_home:?}");
     let elsewhere = storage.requests();
-    assert!(elsewhere.len() > 2 && elsewhere.len() <= at_home.len());
+    assert!(elsewhere.len() > 2 && at_home.len() <= 4, "{} at home", at_home.len());
     assert!(elsewhere.iter().all(|request| request.header("authorization").is_none()), "{elsewhere:?}");
     assert!(elsewhere.iter().all(|request| request.status == 206), "{elsewhere:?}");
     storage.go_down();
@@ -487,7 +494,8 @@ fn a_redirected_blob_is_read_and_the_token_stays_at_home() {
     scene.expect_read();
     assert!(pread(scene.path("DATA_S1D/S1D_10000.npy"), 100_000..100_100).is_err_and(|e| is_data_error(errno(&e))));
     storage.come_up();
-    pread(scene.path("DATA_S1D/S1D_10000.npy"), 100_000..100_100).expect("the storage is back");
+    let read = || pread(scene.path("DATA_S1D/S1D_10000.npy"), 100_000..100_100).is_ok();
+    assert!(wait_until(SOON, read), "the storage is back");
 }
 
 const CONFIG: &str = r#"{"dataset":"PASTIS"}"#;

@@ -11,7 +11,7 @@ mod zip;
 
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 
 pub use background::Background;
@@ -24,6 +24,15 @@ pub use zip::{Zip, read_small_member};
 
 use crate::error::Result;
 use crate::oci::Descriptor;
+
+/// Who keeps what passes by without having been asked for.
+pub trait Passing: Send + Sync {
+    /// A range that is kept.
+    fn kept(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes>;
+
+    /// Keeps bytes of the blob from the start of a chunk on, and gives back the last of them that do not fill one.
+    fn pass<'a>(&'a self, blob: &'a Descriptor, at: u64, bytes: Bytes) -> BoxFuture<'a, BytesMut>;
+}
 
 pub trait BlobSource: Send + Sync {
     /// The bytes of `range` (half-open, in bytes from the blob's start): exactly that many, or an error.

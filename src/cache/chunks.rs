@@ -3,6 +3,7 @@
 
 mod fetch;
 mod memory;
+mod passing;
 mod whole;
 
 use std::ops::Range;

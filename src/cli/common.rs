@@ -64,6 +64,22 @@ pub struct Common {
           env = "EO_MOUNT_CONNECTIONS", hide_env = true)]
     pub connections: u16,
 
+    /// Most bytes a second from the registry, such as 10MiB
+    #[arg(long, value_name = "RATE", value_parser = bandwidth, env = "EO_MOUNT_BANDWIDTH", hide_env = true)]
+    pub bandwidth: Option<ByteSize>,
+
+    /// Ask this mirror for what has a digest before the registry; may be repeated
+    #[arg(long, value_name = "URL", env = "EO_MOUNT_MIRROR", hide_env = true, value_delimiter = ',')]
+    pub mirror: Vec<String>,
+
+    /// Refuse a registry that gives only whole layers
+    #[arg(long, env = "EO_MOUNT_REQUIRE_RANGES", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub require_ranges: bool,
+
+    /// Let the registry send requests to loopback, link-local and metadata addresses
+    #[arg(long, env = "EO_MOUNT_ALLOW_LOCAL_REDIRECTS", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub allow_local_redirects: bool,
+
     /// Say more: -v what happens, -vv each step, -vvv everything
     #[arg(short, long, action = ArgAction::Count, env = "EO_MOUNT_VERBOSE", hide_env = true)]
     pub verbose: u8,
@@ -95,6 +111,10 @@ impl Common {
             memory: self.memory.as_u64(),
             timeout: self.timeout,
             connections: self.connections.into(),
+            bandwidth: self.bandwidth.map(|rate| rate.as_u64()),
+            mirrors: self.mirror.clone(),
+            require_ranges: self.require_ranges,
+            allow_local_redirects: self.allow_local_redirects,
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             preserve_owner: false,
@@ -152,6 +172,16 @@ fn memory(text: &str) -> Result<ByteSize, String> {
         return Err("at least 16MiB are needed".to_owned());
     }
     Ok(size)
+}
+
+/// Bytes a second; `/s` behind it is allowed.
+fn bandwidth(text: &str) -> Result<ByteSize, String> {
+    let rate: ByteSize =
+        text.trim_end_matches("/s").parse().map_err(|_| "it takes a number and a unit, such as 10MiB".to_owned())?;
+    if rate < ByteSize::kib(16) {
+        return Err("at least 16KiB are needed".to_owned());
+    }
+    Ok(rate)
 }
 
 pub fn cache_size(text: &str) -> Result<ByteSize, String> {

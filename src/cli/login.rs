@@ -65,6 +65,7 @@ impl Login {
             access: self.access.access()?,
             timeout: self.timeout,
             connections: 1,
+            ..RegistryOptions::default()
         };
         let done = runtime()?.block_on(keep(&registry, &username, &password, &options));
         done.map_err(|error| Failure::artifact(&error))

@@ -93,6 +93,14 @@ pub struct Options {
     pub timeout: Duration,
     /// Most requests to the registry under way at once, at least 1.
     pub connections: usize,
+    /// Bytes a second from the registry, over all connections.
+    pub bandwidth: Option<u64>,
+    /// Addresses that are asked before the registry.
+    pub mirrors: Vec<String>,
+    /// Refuse a registry that gives only whole blobs.
+    pub require_ranges: bool,
+    /// Let registries send us to loopback, link-local and metadata addresses.
+    pub allow_local_redirects: bool,
     /// Owner shown for everything.
     pub uid: u32,
     pub gid: u32,

@@ -78,6 +78,10 @@ impl Artifact {
                     access: options.access.clone(),
                     timeout: options.timeout,
                     connections: options.connections,
+                    bandwidth: options.bandwidth,
+                    mirrors: options.mirrors.clone(),
+                    require_ranges: options.require_ranges,
+                    allow_local_redirects: options.allow_local_redirects,
                 };
                 Some(Arc::new(Registry::new(reference.clone(), &registry_options)?))
             }
@@ -99,6 +103,9 @@ impl Artifact {
             let chunks = Arc::new(ChunkCache::new(source.clone(), disk, options.memory));
             (chunks.clone(), Arc::new(Headers::new(chunks, source)))
         };
+        if let Some(registry) = &registry {
+            registry.keep_passing_in(&chunks);
+        }
         let config = read_config(manifest.config.as_ref(), headers.as_ref(), manifests).await?;
         if let Some(manifests) = manifests.cloned()
             && found.origin == Origin::Registry

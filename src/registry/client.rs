@@ -1,31 +1,60 @@
-//! The HTTP client of one repository: addresses, tokens, counting, and what a transport error means to the user.
+//! One repository, wherever it is to be had: the registry that the reference names, and its mirrors.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Response, StatusCode, Url};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::auth::{Auth, Scope};
 use super::connections::Connections;
-use super::credentials::Credentials;
+use super::endpoint::Endpoint;
+use super::mirrors::places;
 use super::retry::Failure;
+use super::stream::Streams;
 use super::traffic::Traffic;
-use super::transport::{self, Access, Transport};
+use super::transport::Access;
+use crate::blob::Passing;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::RegistryReference;
+use crate::oci::{Digest, RegistryReference};
+
+/// A bandwidth must not make reads wait for longer than this part of the timeout because too many share it.
+const SHARE_OF_TIMEOUT: u64 = 4;
+/// Bytes of the longest requests.
+const LONGEST_REQUEST: u64 = 1 << 20;
 
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
     /// Plain HTTP even for a registry that is not on this machine.
     pub plain_http: bool,
+    /// Certificates, and who asks.
     pub access: Access,
     /// Longest time for one read, retries included.
     pub timeout: Duration,
     /// Most requests under way at once.
     pub connections: usize,
+    /// Bytes a second, over all connections.
+    pub bandwidth: Option<u64>,
+    /// Addresses that are asked before the registry.
+    pub mirrors: Vec<String>,
+    /// Refuse a registry that gives only whole blobs.
+    pub require_ranges: bool,
+    /// Let registries send us to loopback, link-local and metadata addresses.
+    pub allow_local_redirects: bool,
+}
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            access: Access::default(),
+            timeout: Duration::from_secs(60),
+            connections: 16,
+            bandwidth: None,
+            mirrors: Vec::new(),
+            require_ranges: false,
+            allow_local_redirects: false,
+        }
+    }
 }
 
 /// One repository of one registry.
@@ -34,36 +63,44 @@ pub struct Registry {
     pub(super) timeout: Duration,
     pub(super) traffic: Arc<Traffic>,
     pub(super) connections: Connections,
-    base: Url,
-    http: reqwest::Client,
-    auth: Auth,
+    pub(super) require_ranges: bool,
+    /// Told when a host that was silent answers again.
+    pub(super) back: Arc<Notify>,
+    pub(super) streams: Arc<Streams>,
+    mirrors: Vec<Endpoint>,
+    origin: Endpoint,
 }
 
 impl Registry {
     pub fn new(reference: RegistryReference, options: &RegistryOptions) -> Result<Self> {
-        let transport = Transport::new(&reference, options)?;
-        let scheme = if transport.plain_http() { "http" } else { "https" };
-        let base = format!("{scheme}://{}/v2/{}/", reference.host(), reference.repository)
-            .parse()
-            .map_err(|error| Error::new(ErrorKind::Usage, &reference, format!("not an address: {error}")))?;
-        let traffic = Arc::<Traffic>::default();
-        let auth = Auth::new(
-            &reference.registry,
-            &reference.repository,
-            transport.plain_http(),
-            Credentials::new(options.access.login.clone()),
-            transport.client(transport::at_home())?,
-            Arc::clone(&traffic),
-        );
-        let http = transport.client(redirects())?;
+        let traffic = Arc::new(Traffic::limited(options.bandwidth));
+        let back = Arc::new(Notify::new());
+        let mut places = places(&reference, options)?;
+        let Some(origin) = places.pop() else {
+            return Err(Error::new(ErrorKind::Usage, &reference, "there is no place where it is to be had"));
+        };
+        let endpoint = |place, options: &_| Endpoint::new(place, options, &traffic, &back);
+        // A login that was given is the registry's.
+        let mut of_mirrors = options.clone();
+        of_mirrors.access.login = None;
+        let mirrors = places.into_iter().map(|place| endpoint(place, &of_mirrors)).collect::<Result<_>>()?;
+        let origin = endpoint(origin, options)?;
+        let shared = options
+            .bandwidth
+            .map(|rate| rate.saturating_mul(options.timeout.as_secs()) / (SHARE_OF_TIMEOUT * LONGEST_REQUEST));
+        let connections = shared.map_or(options.connections, |most| {
+            usize::try_from(most).unwrap_or(usize::MAX).clamp(1, options.connections)
+        });
         Ok(Self {
-            reference,
             timeout: options.timeout,
             traffic,
-            connections: Connections::new(options.connections),
-            base,
-            http,
-            auth,
+            connections: Connections::new(connections),
+            require_ranges: options.require_ranges,
+            back,
+            streams: Arc::default(),
+            mirrors,
+            origin,
+            reference,
         })
     }
 
@@ -71,104 +108,47 @@ impl Registry {
         Arc::clone(&self.traffic)
     }
 
-    /// One GET below the repository. A refusal is answered with another authorization once, if there is one; every other
-    /// answer is returned.
-    pub(super) async fn get(&self, path: &str, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
-        let url = self
-            .base
-            .join(path)
-            .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
-        let scope = Scope::of(&[(&self.reference.repository, "pull")]);
-        let mut authorization = self.auth.authorization(&scope).await?;
-        loop {
-            let mut request = self.http.get(url.clone()).headers(headers.clone()).header(ACCEPT_ENCODING, "identity");
-            if let Some(header) = &authorization.header {
-                request = request.header(AUTHORIZATION, header);
-            }
-            self.traffic.request();
-            let answer = request.send().await.map_err(|error| transport_failure(object, &error))?;
-            let refused = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-            if !refused || answer.url().origin() != self.base.origin() {
-                return Ok(answer);
-            }
-            match self.auth.after_refusal(&scope, &authorization, answer.status(), answer.headers()).await? {
-                Some(other) => authorization = other,
-                None => return Ok(answer),
-            }
-        }
+    /// Who keeps what has to be downloaded though nobody asked for it.
+    pub fn keep_passing_in(&self, cache: &Arc<impl Passing + 'static>) {
+        let cache: Arc<dyn Passing> = cache.clone();
+        self.streams.keep_in(Arc::downgrade(&cache));
     }
-}
 
-/// At most ten, never from https to http. reqwest drops `Authorization` when host or port change.
-fn redirects() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let downgrade =
-            attempt.url().scheme() == "http" && attempt.previous().last().is_some_and(|from| from.scheme() == "https");
-        if downgrade {
-            attempt.error("redirect from https to http refused")
-        } else if attempt.previous().len() > 10 {
-            attempt.error("more than ten redirects")
-        } else {
-            attempt.follow()
-        }
-    })
-}
-
-/// What to make of an answer that is not the one hoped for.
-pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
-    let status = answer.status();
-    let error = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Error::new(ErrorKind::Denied, object, format!("the registry answers {status}"))
-                .hint("the repository may need a login (eo-mount login), or not exist")
-        }
-        StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it")
-            .hint("push the artifact again, or tell the registry's operator"),
-        _ => Error::new(ErrorKind::Protocol, object, format!("the registry answers {status}"))
-            .hint("tell the registry's operator"),
-    };
-    if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
-        let error = Error { kind: ErrorKind::Unreachable, ..error }.hint("try again later");
-        Failure::Passing { error, not_before: retry_after(answer.headers()) }
-    } else {
-        Failure::Final(error)
+    /// Whom to ask, in this order; `digest`: `None` for a tag. The last is the registry itself, all others are mirrors.
+    pub(super) fn endpoints(&self, digest: Option<&Digest>) -> Vec<&Endpoint> {
+        let mirrors = self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(digest));
+        mirrors.chain([&self.origin]).collect()
     }
-}
 
-/// In seconds only; a date is taken for "no wish".
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// Errors below HTTP may pass, but for a redirect that was refused, and what the transport knows better.
-pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure {
-    if error.is_redirect() {
-        return Failure::Final(Error::new(ErrorKind::Protocol, object, transport::innermost(error)));
+    pub(super) fn is_origin(&self, endpoint: &Endpoint) -> bool {
+        std::ptr::eq(endpoint, &self.origin)
     }
-    transport::failure(object, error)
-}
 
-/// A whole body that must not be larger than `limit` bytes.
-pub(super) async fn body_up_to(
-    answer: Response,
-    limit: u64,
-    object: &str,
-    traffic: &Traffic,
-) -> Result<Bytes, Failure> {
-    let mut body = BytesMut::new();
-    let mut stream = answer.bytes_stream();
-    while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|error| transport_failure(object, &error))?;
-        traffic.received(piece.len());
-        if body.len() as u64 + piece.len() as u64 > limit {
-            let error = Error::new(ErrorKind::Limit, object, format!("the answer is larger than {limit} bytes"));
-            return Err(error.hint("check the address").into());
+    /// What one attempt at an endpoint may take: a mirror leaves time for the registry.
+    pub(super) fn limit(&self, endpoint: &Endpoint, deadline: Instant) -> Instant {
+        if self.is_origin(endpoint) { deadline } else { deadline.min(Instant::now() + self.timeout / 3) }
+    }
+
+    /// An attempt failed: of a mirror it is only remembered.
+    pub(super) fn failed(&self, endpoint: &Endpoint, digest: Option<&Digest>, failure: Failure) -> Failure {
+        if self.is_origin(endpoint) {
+            return failure;
         }
-        body.extend_from_slice(&piece);
+        let error = failure.into_error();
+        endpoint.failed(digest, &error);
+        Failure::Passing { error, not_before: None }
     }
-    Ok(body.freeze())
-}
 
-pub(super) fn header(value: &str) -> Result<HeaderValue, Failure> {
-    HeaderValue::from_str(value).map_err(|_| Error::new(ErrorKind::Usage, value, "no header text").into())
+    /// Why no one is worth asking now.
+    pub(super) async fn all_dead(&self, digest: &Digest) -> Option<Error> {
+        for mirror in self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(Some(digest))) {
+            mirror.dead(digest.as_str()).await?;
+        }
+        self.origin.dead(digest.as_str()).await
+    }
+
+    /// A read has waited for all of its time.
+    pub(super) fn exhausted(&self) {
+        self.mirrors.iter().chain([&self.origin]).for_each(|endpoint| endpoint.web.hosts.exhausted());
+    }
 }

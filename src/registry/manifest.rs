@@ -1,11 +1,13 @@
 //! Manifests by tag or digest, always checked against their digest.
 
 use bytes::Bytes;
-use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, HeaderMap};
+use reqwest::{Method, StatusCode};
 use tokio::time::timeout_at;
 
-use super::client::{Registry, body_up_to, header, status_failure};
+use super::answer::{body_up_to, header, status_failure};
+use super::client::Registry;
+use super::endpoint::Endpoint;
 use super::retry::{Failure, Retry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Digest, LARGEST_MANIFEST};
@@ -21,19 +23,27 @@ impl Registry {
     /// The manifest that the reference names, with its digest.
     pub async fn manifest(&self) -> Result<(Digest, Bytes)> {
         let object = self.reference.to_string();
+        let digest = self.reference.digest.as_ref();
         let mut retry = Retry::a_few_times_within(self.timeout);
         loop {
-            let failure = match timeout_at(retry.deadline(), self.try_manifest(&object)).await {
-                Ok(Ok(manifest)) => return Ok(manifest),
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(retry.timed_out(&object)),
-            };
-            retry.pause(failure).await?;
+            let mut failed = None;
+            for endpoint in self.endpoints(digest) {
+                let limit = self.limit(endpoint, retry.deadline());
+                let failure = match timeout_at(limit, self.try_manifest(endpoint, &object)).await {
+                    Ok(Ok(manifest)) => return Ok(manifest),
+                    Ok(Err(failure)) => failure,
+                    Err(_) if limit >= retry.deadline() => return Err(retry.timed_out(&object)),
+                    Err(_) => retry.timed_out(&object).into(),
+                };
+                failed = Some(self.failed(endpoint, digest, failure));
+            }
+            let Some(failure) = failed else { return Err(retry.timed_out(&object)) };
+            retry.pause(failure, &self.back).await?;
             self.traffic.retry();
         }
     }
 
-    async fn try_manifest(&self, object: &str) -> Result<(Digest, Bytes), Failure> {
+    async fn try_manifest(&self, endpoint: &Endpoint, object: &str) -> Result<(Digest, Bytes), Failure> {
         let reference = &self.reference;
         let version = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => digest.as_str(),
@@ -41,7 +51,8 @@ impl Registry {
             (None, None) => "latest",
         };
         let headers = HeaderMap::from_iter([(ACCEPT, header(MANIFEST_TYPES)?)]);
-        let answer = self.get(&format!("manifests/{version}"), headers, object).await?;
+        let path = format!("manifests/{version}");
+        let (answer, _) = endpoint.request(Method::GET, &path, headers, None, &endpoint.pull(), object).await?;
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {

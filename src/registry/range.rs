@@ -9,7 +9,9 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Response, StatusCode};
 use tokio::time::timeout_at;
 
-use super::client::{Registry, header, status_failure, transport_failure};
+use super::answer::{header, status_failure, transport_failure};
+use super::client::Registry;
+use super::endpoint::Endpoint;
 use super::retry::{Failure, Retry};
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,52 +33,117 @@ impl Registry {
         if range.end > blob.size {
             return Err(Error::new(ErrorKind::Corrupt, object, "a range behind the blob's end was asked for"));
         }
+        if let Some(dead) = self.all_dead(&blob.digest).await {
+            return Err(dead);
+        }
         let mut retry = Retry::within(self.timeout);
         let mut received = BytesMut::new();
         loop {
-            let failure = match timeout_at(retry.deadline(), self.receive(blob, &range, &mut received)).await {
-                Ok(Ok(())) => return Ok(received.freeze()),
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(retry.timed_out(object)),
-            };
-            retry.pause(failure).await?;
+            let mut failed = None;
+            for endpoint in self.endpoints(Some(&blob.digest)) {
+                let limit = self.limit(endpoint, retry.deadline());
+                let failure = match timeout_at(limit, self.attempt(endpoint, blob, &range, &mut received)).await {
+                    Ok(Ok(())) => return Ok(received.freeze()),
+                    Ok(Err(failure)) => failure,
+                    Err(_) if limit >= retry.deadline() => {
+                        self.exhausted();
+                        return Err(retry.timed_out(object));
+                    }
+                    Err(_) => retry.timed_out(object).into(),
+                };
+                failed = Some(self.failed(endpoint, Some(&blob.digest), failure));
+            }
+            let Some(failure) = failed else { return Err(retry.timed_out(object)) };
+            if let Err(error) = retry.pause(failure, &self.back).await {
+                if error.is_of_the_network() {
+                    self.exhausted();
+                }
+                return Err(error);
+            }
             self.traffic.retry();
         }
     }
 
-    /// One attempt: adds to `received` what is missing of `wanted`.
-    async fn receive(&self, blob: &Descriptor, wanted: &Range<u64>, received: &mut BytesMut) -> Result<(), Failure> {
+    /// One attempt: from a download under way, or by a request of its own.
+    async fn attempt(
+        &self,
+        endpoint: &Endpoint,
+        blob: &Descriptor,
+        wanted: &Range<u64>,
+        received: &mut BytesMut,
+    ) -> Result<(), Failure> {
+        let mut streamed = self.streams.read(blob, wanted).await;
+        if streamed.is_none() {
+            if self.receive(endpoint, blob, wanted, received).await? == Received::Range {
+                return Ok(());
+            }
+            streamed = self.streams.read(blob, wanted).await;
+        }
+        let early = || Failure::Passing { error: ended_early(blob), not_before: None };
+        let bytes = streamed.ok_or_else(early)??;
+        received.clear();
+        received.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// One request: adds to `received` what is missing of `wanted`.
+    async fn receive(
+        &self,
+        endpoint: &Endpoint,
+        blob: &Descriptor,
+        wanted: &Range<u64>,
+        received: &mut BytesMut,
+    ) -> Result<Received, Failure> {
         let object = blob.digest.as_str();
         let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
         let _connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
         let headers =
             HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
-        let answer = self.get(&format!("blobs/{object}"), headers, object).await?;
+        let answer = endpoint.blob(&blob.digest, headers).await?;
         check_answer(&answer, blob, &rest)?;
+        if answer.status() == StatusCode::OK && rest != (0..blob.size) {
+            if self.require_ranges {
+                return Err(Failure::Final(
+                    Error::new(ErrorKind::Unsupported, object, "the registry does not support range requests")
+                        .hint("go without --require-ranges, ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
+                ));
+            }
+            self.streams.start(blob, wanted, answer, &self.traffic);
+            return Ok(Received::Stream);
+        }
         let length = wanted.end.saturating_sub(wanted.start) as usize;
         received.reserve(length.saturating_sub(received.len()));
         let mut body = answer.bytes_stream();
         while received.len() < length {
             let piece = match body.next().await {
                 Some(piece) => piece.map_err(|error| transport_failure(object, &error))?,
-                None => {
-                    let error = Error::new(ErrorKind::Unreachable, object, "the answer ended too early");
-                    return Err(Failure::Passing { error, not_before: None });
-                }
+                None => return Err(Failure::Passing { error: ended_early(blob), not_before: None }),
             };
-            self.traffic.received(piece.len());
+            self.traffic.received(piece.len()).await;
             let missing = length.saturating_sub(received.len());
             received.extend_from_slice(piece.get(..missing).unwrap_or(&piece));
         }
-        Ok(())
+        Ok(Received::Range)
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Received {
+    /// What was asked for.
+    Range,
+    /// The whole blob comes, and others wait for it as well.
+    Stream,
+}
+
+fn ended_early(blob: &Descriptor) -> Error {
+    Error::new(ErrorKind::Unreachable, &blob.digest, "the answer ended too early")
 }
 
 /// RFC 9110, sections 14 and 15.3.7, as strict as integrity needs it: this range of this blob and nothing else.
 fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Result<(), Failure> {
     let object = blob.digest.as_str();
     let wrong = |cause: String| {
-        Failure::Final(
+        Failure::Odd(
             Error::new(ErrorKind::Protocol, object, cause).hint("a proxy or cache before the registry may be broken"),
         )
     };
@@ -105,17 +172,13 @@ fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Re
                 _ => Ok(()),
             }
         }
-        // Without ranges the start of a blob is all that can be had at its price.
-        StatusCode::OK if wanted.start == 0 => match answer.content_length() {
+        // No ranges: the whole blob.
+        StatusCode::OK => match answer.content_length() {
             Some(given) if given != blob.size => {
                 Err(wrong(format!("the blob has {} bytes, the registry announces {given}", blob.size)))
             }
             _ => Ok(()),
         },
-        StatusCode::OK => Err(Failure::Final(
-            Error::new(ErrorKind::Unsupported, object, "the registry does not support range requests")
-                .hint("ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
-        )),
         StatusCode::RANGE_NOT_SATISFIABLE => {
             Err(wrong(format!("the registry's blob is shorter than the {} bytes of the manifest", blob.size)))
         }

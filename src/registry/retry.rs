@@ -3,19 +3,33 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// Those who were asked to wait come back within this time.
+const SPREAD: Duration = Duration::from_millis(300);
 
 /// Why one attempt failed.
 #[derive(Debug)]
 pub enum Failure {
     Final(Error),
+    /// Not what was asked for: worth one more attempt, because a proxy on the way may have mixed up answers.
+    Odd(Error),
     /// Worth another attempt, not sooner than the server asked for (`Retry-After`).
     Passing {
         error: Error,
         not_before: Option<Duration>,
     },
+}
+
+impl Failure {
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } => error,
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -30,6 +44,8 @@ pub struct Retry {
     deadline: Instant,
     pauses: ExponentialBackoff,
     last: Option<Error>,
+    /// There was an odd answer already.
+    odd: bool,
 }
 
 impl Retry {
@@ -44,27 +60,33 @@ impl Retry {
     }
 
     fn new(timeout: Duration, pauses: ExponentialBuilder) -> Self {
-        Self { timeout, deadline: Instant::now() + timeout, pauses: pauses.build(), last: None }
+        Self { timeout, deadline: Instant::now() + timeout, pauses: pauses.build(), last: None, odd: false }
     }
 
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Waits for the next attempt, or says why there is none.
-    pub async fn pause(&mut self, failure: Failure) -> Result<()> {
+    /// Waits for the next attempt, or says why there is none. `back`: told when a host that was silent answers again.
+    pub async fn pause(&mut self, failure: Failure, back: &Notify) -> Result<()> {
         let (error, not_before) = match failure {
             Failure::Final(error) => return Err(error),
+            Failure::Odd(error) if std::mem::replace(&mut self.odd, true) => return Err(error),
+            Failure::Odd(error) => (error, None),
             Failure::Passing { error, not_before } => (error, not_before),
         };
         let Some(pause) = self.pauses.next() else { return Err(error) };
-        let next = Instant::now() + pause.max(not_before.unwrap_or_default());
+        // Jitter also behind a common wait, so that not all come at once.
+        let next = Instant::now() + not_before.map_or(pause, |wait| wait + pause.min(SPREAD));
         if next >= self.deadline {
             return Err(error);
         }
         tracing::debug!("{error}; trying again");
         self.last = Some(error);
-        tokio::time::sleep_until(next).await;
+        match not_before {
+            Some(_) => tokio::time::sleep_until(next).await,
+            None => drop(tokio::time::timeout_at(next, back.notified()).await),
+        }
         Ok(())
     }
 
@@ -98,7 +120,7 @@ mod tests {
         let start = Instant::now();
         let mut retry = Retry::within(Duration::from_secs(60));
         let mut attempts = 1;
-        while retry.pause(passing(None)).await.is_ok() {
+        while retry.pause(passing(None), &Notify::new()).await.is_ok() {
             attempts += 1;
         }
         assert!((10..40).contains(&attempts), "{attempts}");
@@ -109,19 +131,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_final_failure_ends_at_once_and_a_server_may_ask_for_patience() {
         let mut retry = Retry::within(Duration::from_secs(60));
-        assert!(retry.pause(Failure::Final(Error::new(ErrorKind::NotFound, "r", "404"))).await.is_err());
+        assert!(
+            retry.pause(Failure::Final(Error::new(ErrorKind::NotFound, "r", "404")), &Notify::new()).await.is_err()
+        );
         let start = Instant::now();
-        retry.pause(passing(Some(Duration::from_secs(7)))).await.unwrap();
+        retry.pause(passing(Some(Duration::from_secs(7))), &Notify::new()).await.unwrap();
         assert!(start.elapsed() >= Duration::from_secs(7));
-        assert!(retry.pause(passing(Some(Duration::from_secs(100)))).await.is_err());
+        assert!(retry.pause(passing(Some(Duration::from_secs(100))), &Notify::new()).await.is_err());
         assert!(start.elapsed() < Duration::from_secs(8));
     }
 
     #[tokio::test(start_paused = true)]
     async fn at_a_terminal_three_attempts_are_enough() {
         let mut retry = Retry::a_few_times_within(Duration::from_secs(60));
-        assert!(retry.pause(passing(None)).await.is_ok());
-        assert!(retry.pause(passing(None)).await.is_ok());
-        assert!(retry.pause(passing(None)).await.is_err());
+        assert!(retry.pause(passing(None), &Notify::new()).await.is_ok());
+        assert!(retry.pause(passing(None), &Notify::new()).await.is_ok());
+        assert!(retry.pause(passing(None), &Notify::new()).await.is_err());
     }
 }

@@ -7,10 +7,11 @@ use reqwest::redirect::Policy;
 
 use super::client::RegistryOptions;
 use super::credentials::Credential;
+use super::mirrors::Place;
 use super::retry::Failure;
+use super::targets::Targets;
 use super::tls;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::RegistryReference;
 
 /// How a registry is reached and who asks. Without anything: by the system's certificates, with the logins that are
 /// kept.
@@ -39,12 +40,12 @@ pub struct Transport {
 impl Transport {
     /// # Errors
     /// A certificate or key file that is none.
-    pub fn new(reference: &RegistryReference, options: &RegistryOptions) -> Result<Self> {
-        let files = tls::Files::of(&reference.registry, &options.access)?;
-        let loopback = reference.is_loopback();
+    pub fn new(place: &Place, options: &RegistryOptions) -> Result<Self> {
+        let files = tls::Files::of(&place.registry, &options.access)?;
+        let loopback = place.is_loopback();
         Ok(Self {
             // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
-            plain_http: options.plain_http || (loopback && !files.is_any() && !options.access.insecure),
+            plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !options.access.insecure),
             tls: tls::config(files, options.access.insecure)?,
             loopback,
             timeout: options.timeout,
@@ -56,7 +57,8 @@ impl Transport {
         self.plain_http
     }
 
-    pub fn client(&self, redirects: Policy) -> Result<reqwest::Client> {
+    /// It follows no redirect: `Web` does.
+    pub fn client(&self, targets: Targets) -> Result<reqwest::Client> {
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(self.tls.clone())
@@ -67,7 +69,8 @@ impl Transport {
             .connect_timeout(self.timeout.min(Duration::from_secs(10)))
             // A connection that says nothing is given up in time for another attempt.
             .read_timeout((self.timeout / 3).min(Duration::from_secs(20)))
-            .redirect(redirects);
+            .redirect(Policy::none())
+            .dns_resolver(targets);
         if self.loopback {
             http = http.no_proxy();
         }
@@ -78,21 +81,13 @@ impl Transport {
     }
 }
 
-/// Redirects that stay at their scheme, host and port: for requests that carry a login.
-pub fn at_home() -> Policy {
-    Policy::custom(|attempt| {
-        let stays = attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
-        if stays && attempt.previous().len() < 5 { attempt.follow() } else { attempt.stop() }
-    })
-}
-
 /// What went wrong below HTTP, in one plain line.
 pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     if let Some((cause, hint)) = causes(error).find_map(tls::explained) {
         // It does not pass by waiting.
         return Failure::Final(Error::new(ErrorKind::Unreachable, object, cause).hint(hint));
     }
-    let cause = innermost(error);
+    let cause = words(error);
     let all: String = causes(error).map(|cause| format!("{cause} ")).collect();
     let (kind, text, hint) = if error.is_timeout() {
         (ErrorKind::TimedOut, "the registry does not answer".to_owned(), "check the network".to_owned())
@@ -129,14 +124,27 @@ fn proxy_variables() -> impl Iterator<Item = &'static str> {
         .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
 }
 
-pub fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     causes(error).last().unwrap_or(error)
 }
 
-fn causes<'a>(
+pub(super) fn causes<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
+}
+
+/// The deepest cause. Not the error itself, which names the address with its query.
+pub(super) fn words(error: &reqwest::Error) -> String {
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(source) = cause.and_then(std::error::Error::source) {
+        cause = Some(source);
+    }
+    match cause {
+        _ if error.is_timeout() => "no answer in time".to_owned(),
+        Some(cause) => cause.to_string(),
+        None => "the request failed".to_owned(),
+    }
 }
 
 /// For messages about files.

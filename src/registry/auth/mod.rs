@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ pub use scope::Scope;
 
 use super::credentials::{Credential, Credentials, Found};
 use super::retry::Failure;
-use super::traffic::Traffic;
+use super::web::Web;
 use crate::error::{Error, ErrorKind, Result};
 use challenge::Challenge;
 
@@ -34,12 +34,10 @@ pub struct Auth {
     /// As the user writes it, and as logins are kept.
     registry: String,
     repository: String,
-    /// Whether the registry itself is spoken to without TLS.
-    plain_http: bool,
+    /// Where the registry itself is.
+    base: Url,
     credentials: Credentials,
-    /// Follows no redirect to another place.
-    http: reqwest::Client,
-    traffic: Arc<Traffic>,
+    web: Arc<Web>,
     state: Mutex<State>,
 }
 
@@ -86,16 +84,9 @@ pub struct Authorization {
 }
 
 impl Auth {
-    pub fn new(
-        registry: &str,
-        repository: &str,
-        plain_http: bool,
-        credentials: Credentials,
-        http: reqwest::Client,
-        traffic: Arc<Traffic>,
-    ) -> Self {
+    pub fn new(registry: &str, repository: &str, base: Url, credentials: Credentials, web: Arc<Web>) -> Self {
         let (registry, repository) = (registry.to_owned(), repository.to_owned());
-        Self { registry, repository, plain_http, credentials, http, traffic, state: Mutex::default() }
+        Self { registry, repository, base, credentials, web, state: Mutex::default() }
     }
 
     /// For a request of this scope; nothing as long as the registry has not asked for anything.

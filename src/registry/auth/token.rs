@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use reqwest::{StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use super::challenge::TokenService;
 use super::scope::Scope;
 use super::{Auth, basic};
 use crate::error::{Error, ErrorKind, Result};
-use crate::registry::client::{body_up_to, transport_failure};
+use crate::registry::answer::body_up_to;
 use crate::registry::credentials::{Credential, Found, Secret};
 use crate::registry::retry::Failure;
+use crate::registry::web::Request;
 
 /// Bytes of a token service's answer.
 const LARGEST: u64 = 1 << 20;
@@ -19,6 +21,8 @@ const LARGEST: u64 = 1 << 20;
 const LIFETIME: u64 = 60;
 /// A token that says more is renewed all the same.
 const LONGEST_LIFETIME: u64 = 24 * 3600;
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 pub(super) struct Token {
     pub text: Secret,
@@ -42,13 +46,19 @@ impl Auth {
         let url = self.address(&service.realm)?;
         // Without the query, which is somebody else's text.
         let object = format!("{}{}", url.origin().ascii_serialization(), url.path());
-        let request = match login.map(|login| &login.credential) {
+        let (answer, _) = match login.map(|login| &login.credential) {
             Some(Credential::IdentityToken(token)) => {
                 let scope = scope.parts().join(" ");
                 let mut form = vec![("grant_type", "refresh_token"), ("client_id", "eo-mount")];
                 form.extend(service.service.as_deref().map(|service| ("service", service)));
                 form.extend([("scope", scope.as_str()), ("refresh_token", token.reveal())]);
-                self.http.post(url).form(&form)
+                let mut encoded = url.clone();
+                encoded.query_pairs_mut().clear().extend_pairs(form);
+                let form = encoded.query().unwrap_or_default().to_owned();
+                let body = || reqwest::Body::from(form.clone());
+                let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(FORM))]);
+                let request = Request { method: Method::POST, url, headers, body: Some(&body), object: &object };
+                self.web.send(&request, None).await?
             }
             other => {
                 let mut url = url;
@@ -57,19 +67,17 @@ impl Auth {
                     query.extend_pairs(service.service.as_deref().map(|service| ("service", service)));
                     query.extend_pairs(scope.parts().iter().map(|part| ("scope", part)));
                 }
-                let request = self.http.get(url);
-                match other {
+                let authorization = match other {
                     Some(Credential::Password { username, password }) => {
-                        request.header(reqwest::header::AUTHORIZATION, sensitive(&basic(username, password.reveal()))?)
+                        Some(sensitive(&basic(username, password.reveal()))?)
                     }
-                    _ => request,
-                }
+                    _ => None,
+                };
+                self.web.send(&Request::get(url, HeaderMap::new(), &object), authorization.as_ref()).await?
             }
         };
-        self.traffic.request();
-        let answer = request.send().await.map_err(|error| transport_failure(&object, &error))?;
         let status = answer.status();
-        let body = body_up_to(answer, LARGEST, &object, &self.traffic).await?;
+        let body = body_up_to(answer, LARGEST, &object, &self.web.traffic).await?;
         if !status.is_success() {
             return Err(self.refused_by_service(status, login));
         }
@@ -88,13 +96,14 @@ impl Auth {
             realm.parse().map_err(|_| refused(format!("the registry's token service is no address: {realm}")))?;
         match url.scheme() {
             "https" => {}
-            "http" if self.plain_http => {}
+            "http" if self.base.scheme() == "http" => {}
             "http" => return Err(refused("the registry's token service is spoken to without TLS".to_owned())),
             _ => return Err(refused(format!("the registry's token service is no web server: {realm}"))),
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refused("the registry's token service comes with a login in its address".to_owned()));
         }
+        self.web.targets.check(&url, &self.base)?;
         Ok(url)
     }
 
@@ -113,9 +122,9 @@ impl Auth {
     }
 }
 
-fn sensitive(text: &str) -> Result<reqwest::header::HeaderValue> {
-    let mut header = reqwest::header::HeaderValue::from_str(text)
-        .map_err(|_| Error::new(ErrorKind::Usage, "login", "it is no header text"))?;
+fn sensitive(text: &str) -> Result<HeaderValue> {
+    let mut header =
+        HeaderValue::from_str(text).map_err(|_| Error::new(ErrorKind::Usage, "login", "it is no header text"))?;
     header.set_sensitive(true);
     Ok(header)
 }

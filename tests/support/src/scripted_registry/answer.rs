@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Response;
+use hyper::{Response, Version};
 
 use super::body::{Ending, ScriptedBody};
 use super::content::Content;
@@ -20,12 +21,24 @@ pub(crate) struct Answer {
     /// What `Content-Length` says; none: a chunked body.
     pub length: Option<u64>,
     pub ending: Ending,
+    /// Before each 64 KiB of the body.
+    pub pace: Option<Duration>,
+    pub version: Version,
 }
 
 impl Answer {
     pub fn whole(status: u16, content: Content) -> Self {
         let size = content.size();
-        Self { status, headers: Vec::new(), content, range: 0..size, length: Some(size), ending: Ending::Complete }
+        Self {
+            status,
+            headers: Vec::new(),
+            content,
+            range: 0..size,
+            length: Some(size),
+            ending: Ending::Complete,
+            pace: None,
+            version: Version::HTTP_11,
+        }
     }
 
     pub fn text(status: u16, media_type: &str, body: impl Into<Bytes>) -> Self {
@@ -62,7 +75,7 @@ impl Answer {
 
     pub fn into_response(self, record: Arc<Record>) -> Response<ScriptedBody> {
         record.status.store(self.status, Ordering::Release);
-        let mut response = Response::builder().status(self.status);
+        let mut response = Response::builder().status(self.status).version(self.version);
         for (name, value) in &self.headers {
             response = response.header(name.as_str(), value.as_str());
         }
@@ -70,7 +83,7 @@ impl Answer {
             response = response.header("Content-Length", length);
         }
         response
-            .body(ScriptedBody::new(self.content, self.range, self.ending, record))
+            .body(ScriptedBody::new(self.content, self.range, self.ending, record).paced(self.pace))
             .unwrap_or_else(|error| panic!("the script asks for a header that HTTP cannot send: {error}"))
     }
 }

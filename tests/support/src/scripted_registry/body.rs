@@ -38,11 +38,18 @@ pub(crate) struct ScriptedBody {
     ending: Ending,
     record: Arc<Record>,
     flush: Option<Pin<Box<Sleep>>>,
+    /// Before each frame.
+    pace: Option<Duration>,
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl ScriptedBody {
     pub fn new(content: Content, range: std::ops::Range<u64>, ending: Ending, record: Arc<Record>) -> Self {
-        Self { content, at: range.start, end: range.end, ending, record, flush: None }
+        Self { content, at: range.start, end: range.end, ending, record, flush: None, pace: None, pause: None }
+    }
+
+    pub fn paced(self, pace: Option<Duration>) -> Self {
+        Self { pace, ..self }
     }
 }
 
@@ -71,6 +78,11 @@ impl Body for ScriptedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if self.at < self.end {
+            if let Some(pace) = self.pace {
+                let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(pace)));
+                std::task::ready!(pause.as_mut().poll(context));
+                self.pause = None;
+            }
             let next = self.end.min(self.at + FRAME);
             let bytes = self.content.read(self.at..next);
             self.record.sent.fetch_add(next - self.at, Ordering::AcqRel);

@@ -55,6 +55,16 @@ pub enum Fault {
     Header(&'static str, &'static str),
     /// `Docker-Content-Digest` of something else.
     WrongDigestHeader,
+    /// Without the header of this name.
+    WithoutHeader(&'static str),
+    /// HTTP/1.0: the body ends with the connection.
+    Http10,
+    /// So long before each 64 KiB of the body.
+    Trickle(Duration),
+    /// A compressed body, unless the client wants `identity`; what ranges mean then nobody knows.
+    CompressUnlessIdentity,
+    /// Several ranges at once, or one that goes past the end: 416, with the length of something else.
+    StrictRanges,
 }
 
 impl Fault {
@@ -63,7 +73,7 @@ impl Fault {
         Self::Status(status, Vec::new(), String::new())
     }
 
-    pub(super) fn apply(&self, answer: &mut Answer) {
+    pub(super) fn apply(&self, answer: &mut Answer, request: &Request) {
         let (start, end) = (answer.range.start, answer.range.end);
         match self {
             Self::Status(status, headers, body) => {
@@ -122,6 +132,25 @@ impl Fault {
             Self::Header(name, value) => answer.set(name, *value),
             Self::WrongDigestHeader => {
                 answer.set("Docker-Content-Digest", crate::sha256(b"something else"));
+            }
+            Self::WithoutHeader(name) => answer.remove(name),
+            Self::Http10 => {
+                answer.version = hyper::Version::HTTP_10;
+                answer.length = None;
+            }
+            Self::Trickle(pace) => answer.pace = Some(*pace),
+            Self::CompressUnlessIdentity => {
+                if request.header("accept-encoding") != Some("identity") {
+                    answer.set("Content-Encoding", "gzip");
+                    answer.replace(&b"\x1f\x8b not what was asked for"[..]);
+                }
+            }
+            Self::StrictRanges => {
+                let size = answer.content.size();
+                let within = request.byte_range().is_none_or(|range| range.end <= size);
+                if request.range.is_some() && !(within && request.byte_range().is_some()) {
+                    *answer = Answer::error(416, "RANGE_INVALID", "invalid range").with("Content-Range", "bytes */1");
+                }
             }
             // These three change when and whether the answer comes, not what it says.
             Self::Delay(_) | Self::Stall | Self::HangUp => {}

@@ -20,6 +20,7 @@ mod artifact;
 mod body;
 mod content;
 mod fault;
+pub mod profiles;
 mod request;
 mod serve;
 mod state;
@@ -128,6 +129,18 @@ impl ScriptedRegistry {
         digest
     }
 
+    /// Bytes under a digest that is not theirs.
+    pub fn put_manifest_as(&self, repository: &str, digest: &str, bytes: impl Into<Bytes>) {
+        let manifest = Manifest { media_type: MANIFEST_TYPE.to_owned(), bytes: bytes.into() };
+        let mut state = self.shared.lock();
+        state.manifests.entry(repository.to_owned()).or_default().insert(digest.to_owned(), manifest);
+    }
+
+    /// The digest of what a tag names.
+    pub fn tagged(&self, repository: &str, tag: &str) -> String {
+        self.shared.lock().tags[&(repository.to_owned(), tag.to_owned())].clone()
+    }
+
     /// The blob is known no more.
     pub fn remove_blob(&self, digest: &str) {
         self.shared.lock().blobs.remove(digest);
@@ -139,6 +152,11 @@ impl ScriptedRegistry {
         let (planned, script) = Planned::new(matcher, fault, times);
         self.shared.lock().faults.push(planned);
         script
+    }
+
+    /// Every blob comes in drops, so long before each 64 KiB, whatever else is wrong with it.
+    pub fn trickle_blobs(&self, pace: Duration) {
+        self.shared.lock().pace = Some(pace);
     }
 
     /// Right answers from now on. What stalls goes on stalling.
@@ -193,6 +211,44 @@ impl ScriptedRegistry {
     /// Tokens handed out since the start.
     pub fn tokens_issued(&self) -> u32 {
         self.shared.lock().tokens_issued
+    }
+
+    /// Answers of the token service do not tell how long a token lives.
+    pub fn hide_token_lifetime(&self) {
+        self.shared.lock().tokens_without_lifetime = true;
+    }
+
+    /// Tokens are handed out by another server alone.
+    pub fn take_tokens_from(&self, service: &Self) {
+        self.require_token();
+        self.shared.lock().token_origin = Some(format!("http://{}", service.address));
+        service.shared.lock().tokens_for = Some(self.shared.clone());
+    }
+
+    /// The other has all blobs that are here now.
+    pub fn share_blobs_with(&self, other: &Self) {
+        let state = self.shared.lock();
+        let mut there = other.shared.lock();
+        there.blobs.extend(state.blobs.iter().map(|(digest, content)| (digest.clone(), content.clone())));
+        there.configs.extend(state.configs.iter().cloned());
+    }
+
+    /// From now on blobs are redirected to this host, which has those that are here now, with a signature in the query.
+    pub fn keep_blobs_at(&self, storage: &Self) {
+        self.share_blobs_with(storage);
+        storage.shared.lock().signatures.get_or_insert_default();
+        self.shared.lock().storage = Some((format!("http://{}", storage.address), storage.shared.clone()));
+    }
+
+    /// The signatures given so far are worth nothing any more.
+    pub fn expire_signatures(&self) {
+        self.shared.lock().signatures = Some(HashSet::new());
+    }
+
+    /// Each request for the tag is answered with the next of these manifests.
+    pub fn move_tag_each_time(&self, repository: &str, tag: &str, digests: &[&str]) {
+        let digests = digests.iter().map(|digest| (*digest).to_owned()).collect();
+        self.shared.lock().moving.insert((repository.to_owned(), tag.to_owned()), digests);
     }
 
     /// Closes the port and all connections: new ones are refused.

@@ -139,7 +139,7 @@ async fn answer(
     }
     let mut answer = shared.lock().answer(&record.request, &format!("http://{address}"));
     for fault in &faults {
-        fault.apply(&mut answer);
+        fault.apply(&mut answer, &record.request);
     }
     Ok(answer.into_response(record))
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -31,6 +32,21 @@ pub(super) struct State {
     pub tokens: Option<HashSet<String>>,
     pub tokens_issued: u32,
     pub connections: u64,
+    /// Answers of the token service tell how long a token lives.
+    pub tokens_without_lifetime: bool,
+    /// The token service is on another host.
+    pub token_origin: Option<String>,
+    /// This is the token service of another registry.
+    pub tokens_for: Option<Shared>,
+    /// Blobs are on another host: its origin, and what it holds.
+    pub storage: Option<(String, Shared)>,
+    /// This is such a host: only these signatures give anything.
+    pub signatures: Option<HashSet<String>>,
+    pub signatures_given: u32,
+    /// Tags that name another manifest each time, by repository and tag.
+    pub moving: HashMap<(String, String), Vec<String>>,
+    /// Of blobs, before each 64 KiB.
+    pub pace: Option<Duration>,
 }
 
 /// Shared between the test and the server's thread.
@@ -91,9 +107,20 @@ impl State {
         if matches!(target, Target::Token) {
             return self.issue_token();
         }
+        if let Some(signatures) = &self.signatures {
+            // As object stores do: a second way to authenticate is an error.
+            if request.header("authorization").is_some() {
+                return Answer::text(400, "application/xml", "<Error><Code>InvalidArgument</Code></Error>");
+            }
+            let signed = request.query.as_deref().and_then(|query| query.rsplit_once("X-Amz-Signature="));
+            if request.method != "GET" || signed.is_none_or(|(_, signature)| !signatures.contains(signature)) {
+                return Answer::text(403, "application/xml", "<Error><Code>AccessDenied</Code></Error>");
+            }
+        }
         if let Some(tokens) = &self.tokens {
             let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
             if token.is_none_or(|token| !tokens.contains(token)) {
+                let origin = self.token_origin.as_deref().unwrap_or(origin);
                 return challenge(&request.path, token.is_some(), origin);
             }
         }
@@ -103,17 +130,34 @@ impl State {
         match target {
             Target::Ping => Answer::text(200, "application/json", "{}"),
             Target::Manifest { repository, reference } => self.manifest(repository, reference),
+            Target::Blob { digest } if self.storage.is_some() => self.redirect(digest),
             Target::Blob { digest } => self.blob(digest, request.range.as_deref()),
             Target::Token | Target::Other => Answer::error(404, "NOT_FOUND", "no such page"),
         }
         .with("Docker-Distribution-Api-Version", "registry/2.0")
     }
 
-    fn manifest(&self, repository: &str, reference: &str) -> Answer {
+    /// To where the blob is, with a signature that counts there.
+    fn redirect(&self, digest: &str) -> Answer {
+        let Some((origin, storage)) = &self.storage else { return Answer::error(404, "BLOB_UNKNOWN", "") };
+        let mut storage = storage.lock();
+        storage.signatures_given += 1;
+        let signature = format!("scripted-signature-{}", storage.signatures_given);
+        storage.signatures.get_or_insert_default().insert(signature.clone());
+        let query = format!("X-Amz-Expires=600&X-Amz-Signature={signature}");
+        Answer::text(307, "text/html", "<a href=\"elsewhere\">Temporary Redirect</a>.")
+            .with("Location", format!("{origin}/v2/storage/blobs/{digest}?{query}"))
+    }
+
+    fn manifest(&mut self, repository: &str, reference: &str) -> Answer {
         let Some(manifests) = self.manifests.get(repository) else {
             return Answer::error(404, "NAME_UNKNOWN", "repository name not known to registry");
         };
         let tag = (repository.to_owned(), reference.to_owned());
+        if let Some(next) = self.moving.get_mut(&tag) {
+            next.rotate_left(1);
+            self.tags.insert(tag.clone(), next[0].clone());
+        }
         let digest = self.tags.get(&tag).map_or(reference, String::as_str);
         match manifests.get(digest) {
             Some(manifest) => Answer::whole(200, Content::Held(manifest.bytes.clone()))
@@ -128,7 +172,7 @@ impl State {
             return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
         };
         let size = content.size();
-        let mut answer = Answer::whole(200, content.clone());
+        let mut answer = Answer { pace: self.pace, ..Answer::whole(200, content.clone()) };
         match range.map(|range| single_range(range, size)) {
             None => {}
             Some(Some(range)) => {
@@ -156,7 +200,13 @@ impl State {
         if let Some(tokens) = &mut self.tokens {
             tokens.insert(token.clone());
         }
-        let body = serde_json::json!({"token": token, "access_token": token, "expires_in": 300});
+        if let Some(other) = &self.tokens_for {
+            other.lock().tokens.get_or_insert_default().insert(token.clone());
+        }
+        let mut body = serde_json::json!({"token": token, "access_token": token, "expires_in": 300});
+        if self.tokens_without_lifetime {
+            body = serde_json::json!({"token": token});
+        }
         Answer::text(200, "application/json", body.to_string())
     }
 }

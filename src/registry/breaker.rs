@@ -1,0 +1,238 @@
+//! What is known of a host: whether it asked for patience, and whether it answers at all. A host that is dead costs a new
+//! read nothing; one request a second finds out when it is back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use reqwest::Url;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::retry::Failure;
+use super::targets::shown;
+use super::traffic::Traffic;
+use crate::error::{Error, ErrorKind};
+
+/// Between two probes while somebody wants the host, and while nobody does.
+const PROBE: Duration = Duration::from_millis(500);
+const IDLE_PROBE: Duration = Duration::from_secs(10);
+/// Without a read for so long nobody wants it.
+const IDLE: Duration = Duration::from_secs(60);
+/// Time for a probe's answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Hosts remembered: a storage may have many.
+const HOSTS: usize = 64;
+
+/// The hosts that one client talks to.
+pub(super) struct Hosts {
+    http: reqwest::Client,
+    traffic: Arc<Traffic>,
+    /// Told when any host is back.
+    back: Arc<Notify>,
+    hosts: Mutex<HashMap<String, Arc<Host>>>,
+}
+
+pub(super) struct Host {
+    http: reqwest::Client,
+    probe: Url,
+    traffic: Arc<Traffic>,
+    back: Arc<Notify>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Asked for patience until then, with these words.
+    patience: Option<(Instant, String)>,
+    silence: Option<Silence>,
+}
+
+/// No connection, or no answer.
+struct Silence {
+    since: SystemTime,
+    cause: String,
+    /// A read has waited for all of its time.
+    exhausted: bool,
+    probed_in_vain: bool,
+    wanted: Instant,
+}
+
+impl Hosts {
+    pub fn new(http: reqwest::Client, traffic: Arc<Traffic>, back: Arc<Notify>) -> Self {
+        Self { http, traffic, back, hosts: Mutex::default() }
+    }
+
+    pub fn of(&self, url: &Url) -> Arc<Host> {
+        let origin = url.origin().ascii_serialization();
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= HOSTS && !hosts.contains_key(&origin) {
+            // Those that nothing is to be remembered of.
+            hosts.retain(|_, host| host.state().is_notable());
+        }
+        let new = || {
+            // The API's root, which every registry answers; from a storage any answer will do.
+            let mut probe = url.clone();
+            probe.set_path("/v2/");
+            probe.set_query(None);
+            let (http, traffic, back) = (self.http.clone(), Arc::clone(&self.traffic), Arc::clone(&self.back));
+            Arc::new(Host { http, probe, traffic, back, state: Mutex::default() })
+        };
+        Arc::clone(hosts.entry(origin).or_insert_with(new))
+    }
+
+    /// A read has waited for all of its time.
+    pub fn exhausted(&self) {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        for host in hosts.values() {
+            if let Some(silence) = &mut host.state().silence {
+                silence.exhausted = true;
+            }
+        }
+    }
+}
+
+impl Host {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why not to ask this host now, because it wants to be left alone for a while.
+    pub fn admit(&self, object: &str) -> Result<(), Failure> {
+        let mut state = self.state();
+        let Some((until, words)) = &state.patience else { return Ok(()) };
+        let wait = until.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            state.patience = None;
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::Unreachable, object, format!("the registry asked for patience: {words}"));
+        Err(Failure::Passing { error: error.hint("try again later"), not_before: Some(wait) })
+    }
+
+    /// All who want this host wait so long. Bounded by the caller: who has said too much must not be left alone for ever.
+    pub fn be_patient(&self, wait: Duration, words: String) {
+        let until = Instant::now() + wait;
+        let mut state = self.state();
+        if state.patience.as_ref().is_none_or(|(known, _)| *known < until) {
+            state.patience = Some((until, words));
+        }
+    }
+
+    pub fn answered(&self) {
+        if let Some(silence) = self.state().silence.take() {
+            if silence.exhausted && silence.probed_in_vain {
+                tracing::info!("{}: answers again", shown(&self.probe));
+            }
+            self.back.notify_waiters();
+        }
+    }
+
+    pub fn silent(self: &Arc<Self>, cause: &str) {
+        let mut state = self.state();
+        match &mut state.silence {
+            Some(silence) => silence.cause = cause.to_owned(),
+            None => {
+                state.silence = Some(Silence {
+                    since: SystemTime::now(),
+                    cause: cause.to_owned(),
+                    exhausted: false,
+                    probed_in_vain: false,
+                    wanted: Instant::now(),
+                });
+                tokio::spawn(probe(Arc::downgrade(self)));
+            }
+        }
+    }
+
+    pub fn is_silent(&self) -> bool {
+        self.state().silence.is_some()
+    }
+
+    /// Why it is of no use to ask now.
+    pub fn dead(&self, object: &str) -> Option<Error> {
+        let mut state = self.state();
+        let silence = state.silence.as_mut().filter(|silence| silence.exhausted && silence.probed_in_vain)?;
+        silence.wanted = Instant::now();
+        let since = humantime::format_rfc3339_seconds(silence.since);
+        let cause =
+            format!("no answer from {} since {since}: {}", self.probe.host_str().unwrap_or_default(), silence.cause);
+        Some(
+            Error::new(ErrorKind::Unreachable, object, cause)
+                .hint("it is tried each second, and read again when it answers"),
+        )
+    }
+
+    /// How long until the next probe; `None`: there is nothing to find out.
+    fn next_probe(&self) -> Option<Duration> {
+        let state = self.state();
+        let silence = state.silence.as_ref()?;
+        Some(if silence.exhausted && silence.wanted.elapsed() > IDLE { IDLE_PROBE } else { PROBE })
+    }
+
+    async fn try_it(&self) {
+        self.traffic.request();
+        match tokio::time::timeout(PROBE_TIMEOUT, self.http.get(self.probe.clone()).send()).await {
+            Ok(Ok(_)) => self.answered(),
+            _ => {
+                if let Some(silence) = &mut self.state().silence {
+                    silence.probed_in_vain = true;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn is_notable(&self) -> bool {
+        self.silence.is_some() || self.patience.is_some()
+    }
+}
+
+/// Goes on until the host answers or nobody knows it any more.
+async fn probe(host: Weak<Host>) {
+    while let Some(pause) = host.upgrade().and_then(|host| host.next_probe()) {
+        tokio::time::sleep(pause).await;
+        let Some(host) = host.upgrade().filter(|host| host.next_probe().is_some()) else { return };
+        host.try_it().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts() -> Hosts {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Hosts::new(reqwest::Client::new(), Arc::default(), Arc::default())
+    }
+
+    #[tokio::test]
+    async fn a_host_is_given_up_only_after_a_read_has_waited_and_a_probe_has_failed() {
+        let hosts = hosts();
+        let host = hosts.of(&"http://127.0.0.1:1/x?secret".parse().unwrap());
+        host.silent("refused");
+        assert!(host.dead("blob").is_none(), "others still try");
+        hosts.exhausted();
+        assert!(host.dead("blob").is_none(), "it may answer others");
+        host.try_it().await;
+        let error = host.dead("blob").expect("dead").to_string();
+        assert!(error.contains("since 2") && error.contains("refused") && !error.contains("secret"), "{error}");
+        host.answered();
+        assert!(host.dead("blob").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_want_a_host_that_asks_for_patience_wait() {
+        let hosts = hosts();
+        let host = hosts.of(&"http://h/a".parse().unwrap());
+        host.be_patient(Duration::from_secs(7), "429".into());
+        host.be_patient(Duration::from_secs(2), "429".into());
+        let same = hosts.of(&"http://h/b".parse().unwrap());
+        let Err(Failure::Passing { not_before: Some(wait), .. }) = same.admit("blob") else { panic!() };
+        assert!(wait > Duration::from_secs(6), "{wait:?}");
+        assert!(hosts.of(&"http://h:81/b".parse().unwrap()).admit("blob").is_ok());
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert!(same.admit("blob").is_ok());
+    }
+}

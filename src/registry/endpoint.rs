@@ -1,0 +1,240 @@
+//! One place where a repository is to be had: the registry itself, or a mirror of it.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Response, StatusCode, Url};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::auth::{Auth, Scope};
+use super::breaker::Hosts;
+use super::client::RegistryOptions;
+use super::credentials::Credentials;
+use super::mirrors::Place;
+use super::retry::Failure;
+use super::targets::Targets;
+use super::traffic::Traffic;
+use super::transport::Transport;
+use super::web::{MakeBody, Request, Web};
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::Digest;
+
+/// What was learnt of so many blobs is remembered.
+const BLOBS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// A mirror that failed is left alone for so long.
+const SULK: Duration = Duration::from_secs(30);
+/// Of the life of a signed address so much is used, in percent.
+const SAFE_LIFE: u32 = 90;
+
+pub(super) struct Endpoint {
+    pub place: Place,
+    pub web: Arc<Web>,
+    base: Url,
+    auth: Auth,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    /// Blobs are redirected here.
+    redirects: bool,
+    blobs: LruCache<Digest, Arc<tokio::sync::Mutex<Option<Resolved>>>>,
+    /// A mirror does not have them.
+    missing: LruCache<Digest, ()>,
+    /// Not to be asked before.
+    failed_until: Option<Instant>,
+}
+
+/// Where a blob's redirect led.
+struct Resolved {
+    url: Url,
+    until: Option<Instant>,
+}
+
+impl Endpoint {
+    /// `back` is told when its host was silent and answers again.
+    pub fn new(place: Place, options: &RegistryOptions, traffic: &Arc<Traffic>, back: &Arc<Notify>) -> Result<Self> {
+        let transport = Transport::new(&place, options)?;
+        let base = place.base(transport.plain_http())?;
+        let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
+        let http = transport.client(targets.clone())?;
+        let hosts = Hosts::new(http.clone(), Arc::clone(traffic), Arc::clone(back));
+        let web = Arc::new(Web { http, targets, hosts, traffic: Arc::clone(traffic), most_patience: options.timeout });
+        let credentials = Credentials::new(options.access.login.clone());
+        let auth = Auth::new(&place.registry, &place.repository, base.clone(), credentials, Arc::clone(&web));
+        let known =
+            Known { redirects: false, blobs: LruCache::new(BLOBS), missing: LruCache::new(BLOBS), failed_until: None };
+        Ok(Self { place, web, base, auth, known: Mutex::new(known) })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One request below the repository, or to where an earlier answer's `Location` led. A refusal is answered with another
+    /// authorization once, if there is one; every other answer is returned, with the address that it came from.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Option<MakeBody<'_>>,
+        scope: &Scope,
+        object: &str,
+    ) -> Result<(Response, Url), Failure> {
+        let url = self
+            .base
+            .join(path)
+            .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
+        let is_home = |url: &Url| url.origin() == self.base.origin();
+        let sends_login = is_home(&url);
+        let request = Request { method, url, headers, body, object };
+        let mut authorization = self.auth.authorization(scope).await?;
+        loop {
+            let header = authorization.header.as_ref().filter(|_| sends_login);
+            let (answer, from) = self.web.send(&request, header).await?;
+            let refused = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            if !refused || !is_home(&from) {
+                return Ok((answer, from));
+            }
+            match self.auth.after_refusal(scope, &authorization, answer.status(), answer.headers()).await? {
+                Some(other) => authorization = other,
+                None => return Ok((answer, from)),
+            }
+        }
+    }
+
+    /// Whether the registry has asked for a login or a token for this.
+    pub async fn is_authorized(&self, scope: &Scope) -> bool {
+        self.auth.authorization(scope).await.is_ok_and(|authorization| authorization.header.is_some())
+    }
+
+    /// To read from the repository.
+    pub fn pull(&self) -> Scope {
+        Scope::of(&[(&self.place.repository, "pull")])
+    }
+
+    /// A GET of a blob. Where it is redirected, later ones go there at once, until that address expires or fails.
+    pub async fn blob(&self, blob: &Digest, headers: HeaderMap) -> Result<Response, Failure> {
+        let slot = Arc::clone(self.known().blobs.get_or_insert(blob.clone(), Arc::default));
+        let object = blob.as_str();
+        let mut resolved = slot.lock().await;
+        if let Some(url) = resolved.as_ref().and_then(Resolved::url) {
+            drop(resolved);
+            match self.resolved(&url, headers.clone(), object).await {
+                Ok(answer) if !is_expired(answer.status()) => return Ok(answer),
+                Err(failure) if self.web.hosts.of(&url).is_silent() => {
+                    self.forget(&slot, &url).await;
+                    return Err(failure);
+                }
+                Err(failure) => return Err(failure),
+                Ok(_) => {}
+            }
+            self.forget(&slot, &url).await;
+            resolved = slot.lock().await;
+            // Another reader may have been faster.
+            if let Some(url) = resolved.as_ref().and_then(Resolved::url) {
+                drop(resolved);
+                return self.resolved(&url, headers, object).await;
+            }
+        }
+        // Whoever wants the same blob waits for the redirect, but only where there are any.
+        let held = if self.known().redirects {
+            Some(resolved)
+        } else {
+            drop(resolved);
+            None
+        };
+        let path = format!("blobs/{object}");
+        let (answer, from) = self.request(Method::GET, &path, headers, None, &self.pull(), object).await?;
+        // Also to another path of the same host, as Google's registries do.
+        if self.base.join(&path).is_ok_and(|asked| asked != from) && answer.status().is_success() {
+            self.known().redirects = true;
+            let new = Some(Resolved { until: expiry(&from).map(|life| Instant::now() + life), url: from });
+            match held {
+                Some(mut held) => *held = new,
+                None => *slot.lock().await = new,
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn resolved(&self, url: &Url, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
+        let authorization = match url.origin() == self.base.origin() {
+            true => self.auth.authorization(&self.pull()).await?.header,
+            false => None,
+        };
+        Ok(self.web.send(&Request::get(url.clone(), headers, object), authorization.as_ref()).await?.0)
+    }
+
+    async fn forget(&self, slot: &tokio::sync::Mutex<Option<Resolved>>, url: &Url) {
+        let mut resolved = slot.lock().await;
+        if resolved.as_ref().is_some_and(|resolved| resolved.url == *url) {
+            *resolved = None;
+        }
+    }
+
+    /// Why it is of no use to ask for this blob now.
+    pub async fn dead(&self, object: &str) -> Option<Error> {
+        self.web.hosts.of(&self.base).dead(object)
+    }
+
+    /// Whether a mirror is worth asking.
+    pub fn is_worth_asking(&self, digest: Option<&Digest>) -> bool {
+        let allowed = if digest.is_some() { self.place.by_digest } else { self.place.by_tag };
+        let mut known = self.known();
+        let missing = digest.is_some_and(|digest| known.missing.get(digest).is_some());
+        allowed && !missing && known.failed_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// Takes note of a mirror's failure.
+    pub fn failed(&self, digest: Option<&Digest>, error: &Error) {
+        tracing::debug!("mirror {}: {error}", self.place);
+        let mut known = self.known();
+        match digest {
+            Some(digest) if error.kind == ErrorKind::NotFound => drop(known.missing.put(digest.clone(), ())),
+            _ if error.kind == ErrorKind::NotFound => {}
+            _ => {
+                if known.failed_until.replace(Instant::now() + SULK).is_none() {
+                    tracing::warn!("mirror {}: {error}; going on without it", self.place);
+                }
+            }
+        }
+    }
+}
+
+impl Resolved {
+    fn url(&self) -> Option<Url> {
+        self.until.is_none_or(|until| Instant::now() < until).then(|| self.url.clone())
+    }
+}
+
+/// What storages answer where a signature has expired: S3 403, or 400 when the credentials behind it have; others 401, 404, 410.
+fn is_expired(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
+}
+
+/// How long a signed address works, where its query says so: `X-Amz-Expires`, `X-Goog-Expires`.
+fn expiry(url: &Url) -> Option<Duration> {
+    let is_expires = |name: &str| ["x-amz-expires", "x-goog-expires"].contains(&name.to_ascii_lowercase().as_str());
+    let (_, seconds) = url.query_pairs().find(|(name, _)| is_expires(name))?;
+    Some(Duration::from_secs(u64::from(seconds.parse::<u32>().ok()?)) * SAFE_LIFE / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signed_addresses_tell_how_long_they_live() {
+        let life = |query: &str| expiry(&format!("https://s3.example/b?a=1&{query}").parse().unwrap());
+        assert_eq!(life("X-Amz-Expires=600"), Some(Duration::from_secs(540)));
+        assert_eq!(life("X-Goog-Expires=10"), Some(Duration::from_secs(9)));
+        for query in ["Expires=1700000000", "X-Amz-Expires=-1", "X-Amz-Expires=99999999999999", ""] {
+            assert_eq!(life(query), None, "{query}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Requests of any method, and the redirects that they meet, which are followed here: each is checked, and takes no
+//! credentials along.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Method, Response, StatusCode, Url};
+
+use super::answer::{body_up_to, retry_after, transport_failure};
+use super::breaker::Hosts;
+use super::retry::Failure;
+use super::targets::{Targets, shown};
+use super::traffic::Traffic;
+use super::transport::words;
+use crate::error::{Error, ErrorKind};
+
+const MOST_REDIRECTS: u32 = 10;
+/// A redirect's body is read up to here, so that its connection can be used again.
+const REDIRECT_BODY: u64 = 16 << 10;
+
+/// Made anew for each attempt.
+pub(super) type MakeBody<'a> = &'a (dyn Fn() -> reqwest::Body + Send + Sync);
+
+pub(super) struct Request<'a> {
+    pub method: Method,
+    pub url: Url,
+    pub headers: HeaderMap,
+    pub body: Option<MakeBody<'a>>,
+    /// What an error is about.
+    pub object: &'a str,
+}
+
+impl<'a> Request<'a> {
+    pub fn get(url: Url, headers: HeaderMap, object: &'a str) -> Self {
+        Self { method: Method::GET, url, headers, body: None, object }
+    }
+}
+
+pub(super) struct Web {
+    pub http: reqwest::Client,
+    pub targets: Targets,
+    pub hosts: Hosts,
+    pub traffic: Arc<Traffic>,
+    /// Longest time that all leave a host alone because it asks for that.
+    pub most_patience: Duration,
+}
+
+impl Web {
+    /// The answer that is no redirect, and where it came from. `authorization` goes along as long as scheme, host and port
+    /// stay the same.
+    pub async fn send(
+        &self,
+        request: &Request<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<(Response, Url), Failure> {
+        let mut url = request.url.clone();
+        let mut authorization = authorization;
+        for _ in 0..=MOST_REDIRECTS {
+            let answer = self.send_to(url.clone(), request, authorization).await?;
+            let status = answer.status();
+            let followed = match status {
+                StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER => {
+                    matches!(request.method, Method::GET | Method::HEAD)
+                }
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => true,
+                _ => false,
+            };
+            if !followed {
+                return Ok((answer, url));
+            }
+            let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            let next = location.and_then(|location| url.join(location).ok()).ok_or_else(|| {
+                let cause = format!("{} redirects to no address", shown(&url));
+                Error::new(ErrorKind::Protocol, request.object, cause).hint("tell the registry's operator")
+            })?;
+            self.targets.check(&next, &url).map_err(|error| Error {
+                object: request.object.to_owned(),
+                cause: format!("{} ({})", error.cause, error.object),
+                ..error
+            })?;
+            if answer.content_length().is_some_and(|length| length <= REDIRECT_BODY) {
+                // What comes of it does not matter.
+                let _ = body_up_to(answer, REDIRECT_BODY, request.object, &self.traffic).await;
+            }
+            tracing::debug!("{}: redirected to {}", request.object, shown(&next));
+            if next.origin() != url.origin() {
+                if request.body.is_some() {
+                    let cause = format!("what is sent is redirected from {} to {}", shown(&url), shown(&next));
+                    return Err(Error::new(ErrorKind::Protocol, request.object, cause).hint("log in there").into());
+                }
+                authorization = None;
+            }
+            url = next;
+        }
+        let error = Error::new(ErrorKind::Protocol, request.object, "more than ten redirects");
+        Err(error.hint("tell the registry's operator").into())
+    }
+
+    async fn send_to(
+        &self,
+        url: Url,
+        request: &Request<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Failure> {
+        let host = self.hosts.of(&url);
+        host.admit(request.object)?;
+        let mut http = self.http.request(request.method.clone(), url).headers(request.headers.clone());
+        http = http.header(ACCEPT_ENCODING, "identity");
+        if let Some(body) = request.body {
+            http = http.body(body());
+        }
+        if let Some(authorization) = authorization {
+            http = http.header(AUTHORIZATION, authorization);
+        }
+        self.traffic.request();
+        let answer = match http.send().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let failure = transport_failure(request.object, &error);
+                if matches!(failure, Failure::Passing { .. }) && (error.is_connect() || error.is_timeout()) {
+                    host.silent(&words(&error));
+                }
+                return Err(failure);
+            }
+        };
+        host.answered();
+        let status = answer.status();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+            && let Some(wait) = retry_after(answer.headers(), SystemTime::now())
+        {
+            host.be_patient(wait.min(self.most_patience), format!("it answers {status}"));
+        }
+        Ok(answer)
+    }
+}
