@@ -7,6 +7,7 @@
 
 pub mod as_user;
 pub mod certificates;
+pub mod credential_helper;
 pub mod digest;
 pub mod eo_mount;
 pub mod extracted;
@@ -30,6 +31,7 @@ pub mod xattr;
 
 pub use as_user::User;
 pub use certificates::{Certificates, Pair};
+pub use credential_helper::CredentialHelper;
 pub use digest::sha256;
 pub use eo_mount::EoMount;
 pub use extracted::Extracted;
@@ -38,4 +40,4 @@ pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;
 pub use real_registry::{Guard, RealRegistry};
 pub use run::{Finished, run};
-pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};
+pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Gate, Kind, Matcher, ScriptedRegistry};
