@@ -119,3 +119,24 @@ fn sensitive(text: &str) -> Result<reqwest::header::HeaderValue> {
     header.set_sensitive(true);
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::credentials::Credentials;
+
+    #[test]
+    fn a_login_goes_neither_to_plain_http_nor_to_files_nor_where_another_login_is() {
+        // The client needs a provider; only the first call sets it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let auth = |plain_http| {
+            let (credentials, http) = (Credentials::new(None), reqwest::Client::new());
+            Auth::new("r.example", "a", plain_http, credentials, http, std::sync::Arc::default())
+        };
+        assert!(auth(false).address("https://auth.example/token?x=y").is_ok());
+        assert!(auth(true).address("http://auth.example/token").is_ok());
+        for realm in ["http://auth.example/token", "file:///etc/passwd", "https://me:pw@auth.example/", "token", ""] {
+            assert_eq!(auth(false).address(realm).unwrap_err().kind, ErrorKind::Protocol, "{realm}");
+        }
+    }
+}

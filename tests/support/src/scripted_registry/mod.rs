@@ -20,6 +20,7 @@ mod artifact;
 mod body;
 mod content;
 mod fault;
+mod gate;
 mod request;
 mod serve;
 mod state;
@@ -35,6 +36,7 @@ use tokio::sync::mpsc::UnboundedSender;
 pub use artifact::{Artifact, CONFIG_TYPE, Descriptor, MANIFEST_TYPE, TAR_TYPE};
 pub use content::Fill;
 pub use fault::{ALWAYS, Fault, Matcher, Script};
+pub use gate::Gate;
 pub use request::{Kind, Request};
 
 use crate::server_thread::ServerThread;
@@ -181,6 +183,13 @@ impl ScriptedRegistry {
     /// From now on `/v2/` wants a bearer token, which `/token` gives to everybody.
     pub fn require_token(&self) {
         self.shared.lock().tokens.get_or_insert_default();
+    }
+
+    /// From now on `/v2/` wants what this says.
+    pub fn guard(&self, gate: Gate) {
+        let mut state = self.shared.lock();
+        state.tokens = Some(HashSet::new());
+        state.guarded = gate::Guarded::new(gate);
     }
 
     /// The tokens handed out so far are worth nothing any more.
