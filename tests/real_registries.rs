@@ -185,16 +185,6 @@ fn a_registry_that_limits_requests_is_read_all_the_same() {
 }
 
 #[test]
-fn a_proxy_that_drops_ranges_of_what_it_has_not_yet_is_read_whole() {
-    let registry = RealRegistry::start();
-    let dataset = Dataset::pushed_to(&registry);
-    let nginx = Nginx::caching(&registry);
-    dataset.assert_read_whole(eo_mount(&nginx.reference(NAME)).arg("--no-disk-cache").mount());
-    assert!(nginx.asked().iter().any(|asked| asked.range && asked.status == 200));
-    dataset.assert_read_whole(eo_mount(&nginx.reference(NAME)).arg("--no-disk-cache").mount());
-}
-
-#[test]
 fn reads_outlast_a_restart_of_docker_registry() {
     let mut registry = RealRegistry::start();
     let dataset = Dataset::pushed_to(&registry);
