@@ -11,7 +11,8 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage, RootCertStore,
+    SignatureScheme,
 };
 use rustls_platform_verifier::Verifier;
 
@@ -34,7 +35,7 @@ impl Files {
             None => Self::default(),
         };
         if let Some(file) = &access.ca_file {
-            files.authorities.extend(certificates(file)?);
+            files.authorities.extend(authorities(file)?);
         }
         match (&access.cert_file, &access.key_file) {
             (Some(certificate), Some(key)) => files.client = Some((certificates(certificate)?, private_key(key)?)),
@@ -57,7 +58,7 @@ impl Files {
         paths.sort();
         for path in paths {
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("crt") => files.authorities.extend(certificates(&path)?),
+                Some("crt") => files.authorities.extend(authorities(&path)?),
                 Some("cert") if files.client.is_none() => {
                     files.client = Some((certificates(&path)?, private_key(&path.with_extension("key"))?));
                 }
@@ -81,6 +82,18 @@ fn certificates(file: &Path) -> Result<Chain> {
     let found: Result<Chain, _> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
     let found = found.map_err(|error| wrong(format!("cannot be read: {}", plain(&error))))?;
     if found.is_empty() { Err(wrong("there is no certificate in it".to_owned())) } else { Ok(found) }
+}
+
+/// Also looked into: a file that is none is named now, not when a server is there.
+fn authorities(file: &Path) -> Result<Chain> {
+    let chain = certificates(file)?;
+    for certificate in &chain {
+        RootCertStore::empty().add(certificate.clone()).map_err(|error| {
+            unusable(file, format!("it is no certificate of an authority: {error}"))
+                .hint("it must be a file of certificates in PEM format")
+        })?;
+    }
+    Ok(chain)
 }
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>> {
@@ -167,8 +180,12 @@ impl ServerCertVerifier for Trust {
 
 /// Cause and way out, if this is an error of TLS that does not pass by itself.
 pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static str)> {
-    let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    let error = error.downcast_ref::<rustls::Error>().or_else(|| inside?.downcast_ref())?;
+    // What is inside of an io::Error is not among its sources.
+    let mut error = error;
+    while let Some(inside) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        error = inside;
+    }
+    let error = error.downcast_ref::<rustls::Error>()?;
     const CLOCK: &str = "check the clock of this machine; if it is right, tell the registry's operator";
     let date = |time: &UnixTime| {
         let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(time.as_secs()));
@@ -185,7 +202,7 @@ pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static s
             ),
             CertificateError::Expired => ("its certificate has expired".to_owned(), CLOCK),
             CertificateError::NotValidYet => ("its certificate is not valid yet".to_owned(), CLOCK),
-            CertificateError::UnknownIssuer => (
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => (
                 "its certificate is of an authority that is not trusted here".to_owned(),
                 "name the authority's certificate with --ca-file",
             ),

@@ -43,6 +43,12 @@ impl Transport {
     pub fn new(place: &Place, options: &RegistryOptions) -> Result<Self> {
         let files = tls::Files::of(&place.registry, &options.access)?;
         let loopback = place.is_loopback();
+        if options.access.insecure {
+            tracing::warn!(
+                "{}: its certificate is not checked (--insecure): anybody may answer in its place",
+                place.registry
+            );
+        }
         Ok(Self {
             // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
             plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !options.access.insecure),
@@ -96,8 +102,8 @@ pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     } else if all.contains("dns error") {
         (
             ErrorKind::Unreachable,
-            format!("the name cannot be looked up: {cause}"),
-            check_hint("check the name and the network"),
+            format!("cannot connect: the name cannot be looked up: {cause}"),
+            check_hint("check the address and the network"),
         )
     } else if error.is_connect() {
         (ErrorKind::Unreachable, format!("cannot connect: {cause}"), check_hint("check the address and the network"))

@@ -43,7 +43,8 @@ impl Auth {
         scope: &Scope,
         login: Option<&Found>,
     ) -> Result<Token, Failure> {
-        let url = self.address(&service.realm)?;
+        let url = address(&service.realm, &self.base, &self.registry)?;
+        self.web.targets.check(&url, &self.base)?;
         // Without the query, which is somebody else's text.
         let object = format!("{}{}", url.origin().ascii_serialization(), url.path());
         let (answer, _) = match login.map(|login| &login.credential) {
@@ -88,25 +89,6 @@ impl Auth {
         Ok(Token { text, lifetime: Duration::from_secs(lifetime) })
     }
 
-    /// Where the registry sends us with a login: not from TLS to plain HTTP, and nowhere but to a web server.
-    fn address(&self, realm: &str) -> Result<Url> {
-        let refused =
-            |cause: String| Error::new(ErrorKind::Protocol, &self.registry, cause).hint("tell the registry's operator");
-        let url: Url =
-            realm.parse().map_err(|_| refused(format!("the registry's token service is no address: {realm}")))?;
-        match url.scheme() {
-            "https" => {}
-            "http" if self.base.scheme() == "http" => {}
-            "http" => return Err(refused("the registry's token service is spoken to without TLS".to_owned())),
-            _ => return Err(refused(format!("the registry's token service is no web server: {realm}"))),
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(refused("the registry's token service comes with a login in its address".to_owned()));
-        }
-        self.web.targets.check(&url, &self.base)?;
-        Ok(url)
-    }
-
     fn refused_by_service(&self, status: StatusCode, login: Option<&Found>) -> Failure {
         let error = |kind, cause| Error::new(kind, &self.registry, cause);
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
@@ -122,9 +104,41 @@ impl Auth {
     }
 }
 
+/// Where the registry sends us with a login: not from TLS to plain HTTP, and nowhere but to a web server.
+fn address(realm: &str, base: &Url, registry: &str) -> Result<Url> {
+    let refused = |cause: String| Error::new(ErrorKind::Protocol, registry, cause).hint("tell the registry's operator");
+    let url: Url =
+        realm.parse().map_err(|_| refused(format!("the registry's token service is no address: {realm}")))?;
+    match url.scheme() {
+        "https" => {}
+        "http" if base.scheme() == "http" => {}
+        "http" => return Err(refused("the registry's token service is spoken to without TLS".to_owned())),
+        _ => return Err(refused(format!("the registry's token service is no web server: {realm}"))),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(refused("the registry's token service comes with a login in its address".to_owned()));
+    }
+    Ok(url)
+}
+
 fn sensitive(text: &str) -> Result<HeaderValue> {
     let mut header =
         HeaderValue::from_str(text).map_err(|_| Error::new(ErrorKind::Usage, "login", "it is no header text"))?;
     header.set_sensitive(true);
     Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_goes_neither_to_plain_http_nor_to_files_nor_where_another_login_is() {
+        let address = |realm, base: &str| address(realm, &base.parse().unwrap(), "r.example");
+        assert!(address("https://auth.example/token?x=y", "https://r.example/v2/a/").is_ok());
+        assert!(address("http://auth.example/token", "http://r.example/v2/a/").is_ok());
+        for realm in ["http://auth.example/token", "file:///etc/passwd", "https://me:pw@auth.example/", "token", ""] {
+            assert_eq!(address(realm, "https://r.example/v2/a/").unwrap_err().kind, ErrorKind::Protocol, "{realm}");
+        }
+    }
 }

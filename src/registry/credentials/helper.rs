@@ -55,9 +55,8 @@ impl Helper {
     /// `None` if it knows no login for this server.
     pub async fn get(&self, server: &str) -> Result<Option<Credential>> {
         let Some(answer) = self.run("get", server.as_bytes()).await? else { return Ok(None) };
-        let answer: Answer = serde_json::from_slice(&answer).map_err(|_| {
-            self.failed(format!("its answer for {server} is no login")).hint("call it by hand to see what is wrong")
-        })?;
+        let answer: Answer =
+            serde_json::from_slice(&answer).map_err(|_| self.failed(format!("its answer for {server} is no login")))?;
         Ok(match answer.username.as_str() {
             _ if answer.secret.reveal().is_empty() => None,
             TOKEN_USER => Some(Credential::IdentityToken(answer.secret)),
@@ -84,7 +83,7 @@ impl Helper {
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => self
                 .failed("the credential helper program is not installed")
-                .hint("install it, or take it out of the file of logins (credsStore, credHelpers)"),
+                .hint("install it, or take it out of credsStore or credHelpers in the file of logins"),
             _ => self.failed(format!("the credential helper program cannot be started: {error}")),
         })?;
         let _group = Group(child.id());
@@ -121,11 +120,11 @@ impl Helper {
         }
         // What a helper says of its failure is for the user, unless it looks like a login.
         let said = if said.contains("Secret") { "" } else { said.trim() };
-        Err(self.failed(format!("{status}: {}", printable(said))).hint("call it by hand to see what is wrong"))
+        Err(self.failed(format!("{status}: {}", printable(said))))
     }
 
     fn failed(&self, cause: impl fmt::Display) -> Error {
-        Error::new(ErrorKind::Denied, self, cause)
+        Error::new(ErrorKind::Denied, self, cause).hint("call it by hand to see what is wrong")
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod as_user;
 pub mod certificates;
+pub mod credential_helper;
 mod daemon;
 pub mod digest;
 pub mod eo_mount;
@@ -33,6 +34,7 @@ pub mod xattr;
 
 pub use as_user::User;
 pub use certificates::{Certificates, Pair};
+pub use credential_helper::CredentialHelper;
 pub use digest::sha256;
 pub use eo_mount::EoMount;
 pub use extracted::Extracted;
@@ -42,5 +44,5 @@ pub use mounted::Mounted;
 pub use nginx::Nginx;
 pub use real_registry::{Guard, Program, RealRegistry};
 pub use run::{Finished, run};
-pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};
+pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Gate, Kind, Matcher, ScriptedRegistry};
 pub use token_server::TokenServer;

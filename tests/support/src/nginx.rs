@@ -93,15 +93,15 @@ server {{
         })
     }
 
-    /// Answers 429 with a `Retry-After` of one second to who asks more often than this, but for bursts of a few.
+    /// Answers eight requests at once, then two a second; others get 429 with a `Retry-After` of one second.
     #[track_caller]
-    pub fn limiting(registry: &RealRegistry, requests_per_second: u32) -> Self {
+    pub fn limiting(registry: &RealRegistry) -> Self {
         Self::start(|[port, _], _| {
             format!(
-                "limit_req_zone $server_port zone=all:1m rate={requests_per_second}r/s;
+                "limit_req_zone $server_port zone=all:1m rate=2r/s;
 server {{
     listen 127.0.0.1:{port};
-    limit_req zone=all burst=3 nodelay;
+    limit_req zone=all burst=7 nodelay;
     limit_req_status 429;
     error_page 429 @patience;
     location @patience {{ add_header Retry-After 1 always; return 429; }}

@@ -44,7 +44,6 @@ struct State {
 struct Now {
     lifetime: Duration,
     says_lifetime: bool,
-    password: String,
     asked: Vec<Asked>,
 }
 
@@ -64,12 +63,7 @@ impl TokenServer {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let first = ["req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=A token server"];
         openssl(directory.path(), &[&first[..], &["-keyout", "key", "-out", "certificate"]].concat());
-        let now = Now {
-            lifetime: Duration::from_secs(300),
-            says_lifetime: true,
-            password: PASSWORD.to_owned(),
-            asked: Vec::new(),
-        };
+        let now = Now { lifetime: Duration::from_secs(300), says_lifetime: true, asked: Vec::new() };
         let state = Arc::new(State { directory, now: Mutex::new(now) });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port on the loopback interface");
         listener.set_nonblocking(true).expect("a socket can be watched");
@@ -83,11 +77,6 @@ impl TokenServer {
     pub fn set_lifetime(&self, lifetime: Duration, says_lifetime: bool) {
         let mut now = self.state.now();
         (now.lifetime, now.says_lifetime) = (lifetime, says_lifetime);
-    }
-
-    /// From now on another password is right.
-    pub fn set_password(&self, password: &str) {
-        self.state.now().password = password.to_owned();
     }
 
     /// All tokens that were asked for so far.
@@ -131,7 +120,7 @@ impl State {
     fn answer(&self, request: &Request<Incoming>) -> hyper::http::Result<Response<String>> {
         let mut now = self.now();
         let login = request.headers().get("authorization").map(|value| basic(value.as_bytes()));
-        let right = login == Some(Some((USERNAME.to_owned(), now.password.clone())));
+        let right = login == Some(Some((USERNAME.to_owned(), PASSWORD.to_owned())));
         let scopes: Vec<String> = scopes(request.uri().query().unwrap_or(""));
         let status = match request.method().as_str() {
             // oras and docker then do without OAuth2.

@@ -1,4 +1,4 @@
-//! Debian's `docker-registry` on a loopback port, filled by the real `oras`.
+//! Real registries on a loopback port, filled by the real `oras` and `skopeo`.
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -62,13 +62,12 @@ pub struct Setup {
     pub(super) guard: Guard,
     /// What stands below `auth: token:`.
     token: Option<Value>,
-    redirect: Option<String>,
     remote: Option<String>,
 }
 
 impl Setup {
     pub(super) fn new(program: Program) -> Self {
-        Self { program, guard: Guard::default(), token: None, redirect: None, remote: None }
+        Self { program, guard: Guard::default(), token: None, remote: None }
     }
 
     /// Wants a login, or TLS, or both.
@@ -80,12 +79,6 @@ impl Setup {
     /// Wants a token of this server, which gives those for pushing to [`USERNAME`] with [`PASSWORD`] only.
     pub fn token(mut self, server: &TokenServer) -> Self {
         self.token = Some(server.for_registry());
-        self
-    }
-
-    /// Sends who wants a blob's bytes to this URL, to which the path below its folder of storage is added.
-    pub fn redirect(mut self, url: &str) -> Self {
-        self.redirect = Some(url.to_owned());
         self
     }
 
@@ -141,9 +134,6 @@ impl Setup {
             let path = directory.join("htpasswd");
             std::fs::write(&path, HTPASSWD).expect("a temporary directory can be written");
             config["auth"]["htpasswd"] = json!({"realm": "eo-mount tests", "path": path});
-        }
-        if let Some(url) = &self.redirect {
-            config["middleware"]["storage"] = json!([{"name": "redirect", "options": {"baseurl": url}}]);
         }
         if let Some(url) = &self.remote {
             config["proxy"]["remoteurl"] = json!(url);
