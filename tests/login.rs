@@ -453,6 +453,40 @@ fn a_new_login_heals_a_running_mount_and_a_refused_one_is_not_sent_again_and_aga
     assert!(mounted.log().contains(&hint) && !mounted.log().contains(PASSWORD), "{}", mounted.log());
 }
 
+/// As ECR answers to a login that has run out.
+#[test]
+fn a_new_login_is_also_used_where_the_registry_says_forbidden() {
+    let both = [users(PASSWORD), users("another")].concat();
+    let registry = scripted(Gate { basic: true, users: both, ..Gate::default() });
+    let home = Home::new();
+    let auths = |entry: Value| config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry}}));
+    auths(entry());
+    let mounted = eo_mount(registry.reference("org/data:v1"), &home).arg("--no-disk-cache").mount();
+    let fault = registry.fault(Matcher::blobs(), Fault::status(403), ALWAYS);
+    assert!(fs::read(mounted.join("good/file")).is_err());
+    assert!((1..3).contains(&fault.met()), "{} requests were forbidden", fault.met());
+    auths(json!({"username": USERNAME, "password": "another"}));
+    let old = registry.requests().pop().expect("a request");
+    let renewed = || {
+        let _ = fs::read(mounted.join("good/file"));
+        registry.requests().last().and_then(|request| request.header("authorization").map(str::to_owned))
+            != old.header("authorization").map(str::to_owned)
+    };
+    assert!(wait_until(LONG, renewed));
+    registry.clear_faults();
+    reads_good(&mounted);
+}
+
+#[test]
+fn tokens_are_in_no_log() {
+    let registry = scripted(Gate { users: users(PASSWORD), ..Gate::default() });
+    let home = Home::new();
+    config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry()}}));
+    lists(ls(&registry, &home).args(["-vvv", "--log"]).arg(home.log_file()));
+    let log = fs::read_to_string(home.log_file()).expect("a log");
+    assert!(registry.tokens_issued() > 0 && !log.contains("scripted-token") && !log.contains("cm9ib3"), "{log}");
+}
+
 #[test]
 fn a_password_among_the_arguments_is_refused_and_not_repeated() {
     for arguments in [&["login", "localhost:1", "--password", "geheim"][..], &["ls", "--password=geheim", "a/b"]] {
