@@ -137,6 +137,7 @@ fn install_line(program: &str) -> &'static str {
     match program.rsplit('/').next().unwrap_or(program) {
         "oras" => "make test-tools (or go install oras.land/oras/cmd/oras@v1.3.3)",
         "docker-registry" => "apt-get install docker-registry",
+        "nginx" => "apt-get install nginx libnginx-mod-http-perl",
         "fusermount3" => "apt-get install fuse3",
         "tar" => "apt-get install tar",
         "python3" => "apt-get install python3",
