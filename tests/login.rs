@@ -12,7 +12,7 @@ use eo_mount_testing::real_registry::{PASSWORD, USERNAME};
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, Certificates, CredentialHelper, EoMount, Fault, Finished, Gate, Guard, Home, Kind, Matcher,
-    Mounted, RealRegistry, ScriptedRegistry, processes, run, tools,
+    Mounted, Program, RealRegistry, ScriptedRegistry, TokenServer, processes, run, tools,
 };
 use serde_json::{Value, json};
 
@@ -186,6 +186,24 @@ fn assert_found_nowhere(folder: &Path, texts: &[&str]) {
             }
         }
     }
+}
+
+#[test]
+fn a_token_server_beside_a_real_registry_is_asked_with_the_login_and_for_what_is_read_only() {
+    let server = TokenServer::start();
+    let registry = RealRegistry::of(Program::DockerRegistry).token(&server).start();
+    let home = Home::new();
+    fs::write(home.path().join("good.tar"), RawTar::new().file("file", b"good").finish()).expect("written");
+    registry.push_with_oras(home.path(), "data:v1", &["good.tar:application/vnd.oci.image.layer.v1.tar"]);
+    let before = server.asked().len();
+    config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry()}}));
+    reads_good(&eo_mount(registry.reference("data:v1"), &home).mount());
+    let asked = server.asked().split_off(before);
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(
+        (asked[0].user.as_deref(), asked[0].scopes.as_slice()),
+        (Some(USERNAME), &["repository:data:pull".to_owned()][..])
+    );
 }
 
 /// One that wants these passwords or tokens, with an artifact of one layer of one file.
