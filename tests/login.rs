@@ -12,7 +12,7 @@ use eo_mount_testing::real_registry::{PASSWORD, USERNAME};
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, Certificates, CredentialHelper, EoMount, Fault, Finished, Gate, Guard, Home, Kind, Matcher,
-    Mounted, RealRegistry, ScriptedRegistry, processes, run, tools,
+    Mounted, Program, RealRegistry, ScriptedRegistry, TokenServer, processes, run, tools,
 };
 use serde_json::{Value, json};
 
@@ -186,6 +186,24 @@ fn assert_found_nowhere(folder: &Path, texts: &[&str]) {
             }
         }
     }
+}
+
+#[test]
+fn a_token_server_beside_a_real_registry_is_asked_with_the_login_and_for_what_is_read_only() {
+    let server = TokenServer::start();
+    let registry = RealRegistry::of(Program::DockerRegistry).token(&server).start();
+    let home = Home::new();
+    fs::write(home.path().join("good.tar"), RawTar::new().file("file", b"good").finish()).expect("written");
+    registry.push_with_oras(home.path(), "data:v1", &["good.tar:application/vnd.oci.image.layer.v1.tar"]);
+    let before = server.asked().len();
+    config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry()}}));
+    reads_good(&eo_mount(registry.reference("data:v1"), &home).mount());
+    let asked = server.asked().split_off(before);
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(
+        (asked[0].user.as_deref(), asked[0].scopes.as_slice()),
+        (Some(USERNAME), &["repository:data:pull".to_owned()][..])
+    );
 }
 
 /// One that wants these passwords or tokens, with an artifact of one layer of one file.
@@ -451,6 +469,40 @@ fn a_new_login_heals_a_running_mount_and_a_refused_one_is_not_sent_again_and_aga
     assert!(wait_until(LONG, || read(20 << 20)), "the new login is not used: {}", mounted.log());
     let hint = format!("the registry refuses the login of {USERNAME}");
     assert!(mounted.log().contains(&hint) && !mounted.log().contains(PASSWORD), "{}", mounted.log());
+}
+
+/// As ECR answers to a login that has run out.
+#[test]
+fn a_new_login_is_also_used_where_the_registry_says_forbidden() {
+    let both = [users(PASSWORD), users("another")].concat();
+    let registry = scripted(Gate { basic: true, users: both, ..Gate::default() });
+    let home = Home::new();
+    let auths = |entry: Value| config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry}}));
+    auths(entry());
+    let mounted = eo_mount(registry.reference("org/data:v1"), &home).arg("--no-disk-cache").mount();
+    let fault = registry.fault(Matcher::blobs(), Fault::status(403), ALWAYS);
+    assert!(fs::read(mounted.join("good/file")).is_err());
+    assert!((1..3).contains(&fault.met()), "{} requests were forbidden", fault.met());
+    auths(json!({"username": USERNAME, "password": "another"}));
+    let old = registry.requests().pop().expect("a request");
+    let renewed = || {
+        let _ = fs::read(mounted.join("good/file"));
+        registry.requests().last().and_then(|request| request.header("authorization").map(str::to_owned))
+            != old.header("authorization").map(str::to_owned)
+    };
+    assert!(wait_until(LONG, renewed));
+    registry.clear_faults();
+    reads_good(&mounted);
+}
+
+#[test]
+fn tokens_are_in_no_log() {
+    let registry = scripted(Gate { users: users(PASSWORD), ..Gate::default() });
+    let home = Home::new();
+    config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry()}}));
+    lists(ls(&registry, &home).args(["-vvv", "--log"]).arg(home.log_file()));
+    let log = fs::read_to_string(home.log_file()).expect("a log");
+    assert!(registry.tokens_issued() > 0 && !log.contains("scripted-token") && !log.contains("cm9ib3"), "{log}");
 }
 
 #[test]

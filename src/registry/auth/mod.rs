@@ -149,7 +149,9 @@ impl Auth {
         if let Some(challenge) = Challenge::of(headers) {
             state.challenge = Some(challenge);
         }
-        let Some(challenge) = state.challenge.clone() else { return Err(self.wants_login().into()) };
+        let Some(challenge) = state.challenge.clone() else {
+            return if status == StatusCode::UNAUTHORIZED { Err(self.wants_login().into()) } else { Ok(None) };
+        };
         let grant = self.obtain(&mut state, scope, &challenge).await?;
         Ok(Some(grant.authorization(true)))
     }
