@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 TOOLS=target/tools
 # GDAL's module is for Debian's own Python.
 PYTHON=/usr/bin/python3
-DISTRIBUTION=github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 mkdir -p "$TOOLS"
 
 missing=()
@@ -19,12 +18,3 @@ can_make_venv "$PYTHON" || missing+=(python3-venv)
 install_packages "$TOOLS/apt.log" "${missing[@]}"
 
 make_venv "$PYTHON" "$TOOLS/bench-venv" bench/requirements.txt "$TOOLS/pip.log"
-
-if [ ! -x "$TOOLS/bin/registry" ]; then
-    if ! have go; then
-        echo "The benchmarks need distribution 3. Install Go 1.25, then start again."
-        exit 1
-    fi
-    echo "Building distribution 3 (some minutes)"
-    GOBIN=$PWD/$TOOLS/bin go install "$DISTRIBUTION"
-fi
