@@ -80,12 +80,15 @@ pub fn run(bench: &mut Bench) {
     let mounted = mount();
     let again = |file: &Path| figures(cat(&[file; TIMES]) / TIMES as f64);
     // Once to fetch them.
-    cat(&[Big::member(&mounted), cached.clone()]);
+    cat(&[Big::member(&mounted), cached.clone(), memory.file()]);
     let case =
         Case::new("kernel-pages", "1 GiB that the kernel holds", "`cat` of a file read before, four times over.");
     let case = case
         .contestant("eo-mount", || again(&Big::member(&mounted)))
         .contestant_but("cache file", "the file in the cache folder itself", || again(&cached))
+        .contestant_but("FUSE ceiling", "a file system that answers from memory, and is not asked", || {
+            again(&memory.file())
+        })
         .at_least(0.9, Unit::Times, "Speed in that of the file", |of| {
             of.seconds("cache file") / of.seconds("eo-mount")
         });
