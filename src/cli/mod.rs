@@ -11,7 +11,9 @@ mod logging;
 mod login;
 mod ls;
 mod mount;
+mod pack;
 mod prefetch;
+mod progress;
 mod show;
 
 use std::ffi::OsString;
@@ -28,6 +30,7 @@ enum Verb {
     Ls(ls::Command),
     Index(index::Command),
     Prefetch(prefetch::Command),
+    Pack(pack::Command),
     Cache(cache::Command),
     Login(login::Login),
     Logout(login::Logout),
@@ -58,6 +61,7 @@ impl Verb {
             Self::Ls(command) => command.run(),
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
+            Self::Pack(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Login(command) => command.run(),
             Self::Logout(command) => command.run(),

@@ -65,7 +65,7 @@ fn written(algorithm: &str, sum: &[u8]) -> String {
     format!("{algorithm}:{hex}")
 }
 
-/// Checks a blob whose bytes come one piece after the other.
+/// The digest of a blob whose bytes come one piece after the other.
 #[derive(Clone)]
 pub enum Hasher {
     Sha256(sha2::Sha256),
@@ -73,6 +73,10 @@ pub enum Hasher {
 }
 
 impl Hasher {
+    pub fn sha256() -> Self {
+        Self::Sha256(sha2::Sha256::new())
+    }
+
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -88,12 +92,16 @@ impl Hasher {
         }
     }
 
+    pub fn finish(self) -> Digest {
+        Digest(match self {
+            Self::Sha256(hasher) => written("sha256", &hasher.finalize()).into(),
+            Self::Sha512(hasher) => written("sha512", &hasher.finalize()).into(),
+        })
+    }
+
     pub fn check(self, wanted: &Digest) -> Result<()> {
-        let found = match self {
-            Self::Sha256(hasher) => written("sha256", &hasher.finalize()),
-            Self::Sha512(hasher) => written("sha512", &hasher.finalize()),
-        };
-        if found == wanted.as_str() {
+        let found = self.finish();
+        if found == *wanted {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Corrupt, wanted, format!("the bytes received have the digest {found}"))
