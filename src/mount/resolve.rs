@@ -75,6 +75,7 @@ impl Artifact {
             false => {
                 let registry_options = RegistryOptions {
                     plain_http: options.plain_http,
+                    access: options.access.clone(),
                     timeout: options.timeout,
                     connections: options.connections,
                 };

@@ -4,10 +4,17 @@
 mod auth;
 mod client;
 mod connections;
+mod credentials;
+mod login;
 mod manifest;
 mod range;
 mod retry;
+mod tls;
 mod traffic;
+mod transport;
 
 pub use client::{Registry, RegistryOptions};
+pub use credentials::{Credential, Secret, Stored, Where};
+pub use login::check_login;
 pub use traffic::{Traffic, TrafficCount};
+pub use transport::Access;
