@@ -310,6 +310,25 @@ fn a_registry_takes_what_was_packed() {
 }
 
 #[test]
+fn a_file_of_a_zstd_layer_is_read_without_the_rest() {
+    const MIB: u64 = 1 << 20;
+    let shop = Workshop::patches();
+    shop.file("10000/DATA_S2/S2_10000.npy", &noise(5, 40 << 20));
+    shop.pack(&["in", "oci:out:v1", "--per-dir", "--format", "tar+zstd"]);
+    let registry = RealRegistry::start();
+    let reference = registry.reference("pastis:v1");
+    let arguments = ["copy", "--from-oci-layout", "--to-plain-http", "out:v1", &reference];
+    registry.oras(shop.dir.path(), &arguments);
+    let mounted = EoMount::new(PROGRAM, &reference).home(&Home::new()).mount();
+    assert_eq!(fs::read_dir(mounted.join("10000")).unwrap().count(), 4);
+    assert_eq!(fs::read(mounted.join("10000/METADATA.json")).unwrap(), b"{}\n");
+    let stats = eo_mount_testing::xattr::get(mounted.path(), "user.eo.stats").unwrap().unwrap();
+    let stats: Value = serde_json::from_str(&stats).unwrap();
+    let bytes = stats["network"]["bytes"].as_u64().unwrap();
+    assert!(bytes < 4 * MIB, "{bytes} bytes of 40 MiB");
+}
+
+#[test]
 fn a_packed_gzip_layer_is_listed_without_a_pass() {
     let shop = Workshop::patches();
     shop.pack(&["in", "oci:out:v", "--per-dir", "--format", "tar+gzip"]);

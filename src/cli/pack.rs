@@ -116,6 +116,7 @@ impl Command {
         let failed = |error: Error| Failure::artifact(&error);
         let mut out = self.out().map_err(failed)?;
         let options = self.options(out.clone()).map_err(failed)?;
+        let mounting = self.common.options()?;
         let bar = progress::spinner("looking through the folder");
         let stop = Arc::new(AtomicBool::new(false));
         let mut working = tokio::task::spawn_blocking({
@@ -146,7 +147,7 @@ impl Command {
         };
         if self.format == Stored::TarGzip {
             out.digest = Some(packed.manifest.clone());
-            self.index(&Reference::Layout(out).to_string(), self.common.options()?).await;
+            index(&Reference::Layout(out).to_string(), mounting).await;
         }
         let summary = Summary {
             digest: packed.manifest.to_string(),
@@ -199,22 +200,6 @@ impl Command {
         })
     }
 
-    /// gzip says nothing of what is where: the pass that a mount would make is made now, and kept by digest.
-    async fn index(&self, reference: &str, options: mount::Options) {
-        let bar = progress::spinner("indexing");
-        let index = async {
-            let mount = Mount::open(reference, options).await?;
-            for layer in mount.archives() {
-                mount.index_ahead(layer.number).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = index.await {
-            tracing::warn!("packed, but not indexed for mounts of this machine: {error}");
-        }
-        bar.finish_and_clear();
-    }
-
     fn print(&self, summary: &Summary) -> io::Result<()> {
         let mut out = io::stdout();
         if self.json {
@@ -233,6 +218,22 @@ fn work(options: Options, bar: &ProgressBar, stop: &AtomicBool) -> Result<(u64, 
     progress::show_bytes(bar, plan.bytes());
     let packed = plan.write(&Work { stop, progress: &|bytes| bar.inc(bytes) })?;
     Ok((plan.bytes(), packed))
+}
+
+/// gzip says nothing of what is where: the pass that a mount would make is made now, and kept by digest.
+async fn index(reference: &str, options: mount::Options) {
+    let bar = progress::spinner("indexing");
+    let index = async {
+        let mount = Mount::open(reference, options).await?;
+        for layer in mount.archives() {
+            mount.index_ahead(layer.number).await?;
+        }
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = index.await {
+        tracing::warn!("packed, but not indexed for mounts of this machine: {error}");
+    }
+    bar.finish_and_clear();
 }
 
 /// OCI distribution specification, "Pulling manifests".

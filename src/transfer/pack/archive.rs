@@ -127,3 +127,61 @@ fn header(member: &Member, mtime: Option<u64>) -> Result<Vec<u8>> {
     }
     Ok(entry.finish_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::Grouping;
+    use super::super::scan::{Content, scan};
+    use super::*;
+
+    /// What comes of a file with which somebody has done something since the folder was looked through.
+    fn packed(meddle: impl Fn(&std::path::Path)) -> Result<Vec<u8>, String> {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+        let file = dir.path().join("a/file");
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(&file, "content").unwrap();
+        let layers = scan(dir.path(), &Grouping::PerFolder, std::path::Path::new("/out"), &stop).unwrap();
+        let Content::Archive { members, .. } = &layers[0].content else { panic!() };
+        meddle(&file);
+        let mut bytes = Vec::new();
+        let work = Work { stop: &stop, progress: &|_| {} };
+        let copied = copy(&members[0], &mut [0; 3], &work, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        });
+        match copied {
+            Ok(()) => Ok(bytes),
+            Err(Failed::Reading(error)) => Err(error.to_string().replace(&file.display().to_string(), "FILE")),
+            Err(Failed::Writing(error)) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_it_was_is_named() {
+        assert_eq!(packed(|_| {}).unwrap(), b"content");
+        let changed = |meddle: fn(&std::path::Path)| packed(meddle).unwrap_err();
+        let gone = changed(|file| fs::remove_file(file).unwrap());
+        assert!(gone.starts_with("FILE: it is not there, or not any more"), "{gone}");
+        for said in [
+            changed(|file| fs::write(file, "other content").unwrap()),
+            changed(|file| fs::write(file, "cont").unwrap()),
+            changed(|file| {
+                let other = file.with_file_name("other");
+                fs::write(&other, "content").unwrap();
+                fs::rename(other, file).unwrap();
+            }),
+            changed(|file| {
+                fs::rename(file, file.with_file_name("other")).unwrap();
+                std::os::unix::fs::symlink("other", file).unwrap();
+            }),
+            changed(|file| {
+                fs::File::open(file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+            }),
+        ] {
+            assert!(said.starts_with("FILE: it changed while it was packed"), "{said}");
+        }
+    }
+}

@@ -16,10 +16,10 @@ const GZIP_LEVEL: u32 = 6;
 /// RFC 1952, section 2.3.1: an operating system that is not known.
 const NO_SYSTEM: u8 = 255;
 /// Bytes of content that a frame has at least (but for the last), as many as it should have, and at most: a random read
-/// decodes one.
+/// decodes one. That with the header of a long member has the least, because a listing decodes it.
 const LEAST: u64 = 1 << 20;
 const USUAL: u64 = 2 << 20;
-const MOST: u64 = 4 << 20;
+const MOST: u64 = 3 << 20;
 
 pub enum Encoder<W: Write> {
     Plain(W),
@@ -71,6 +71,8 @@ pub struct Frames<W> {
     content: Vec<u8>,
     /// Bytes of the member that are still to come.
     left: u64,
+    /// The frame began within this member.
+    continued: bool,
     /// Bytes in the blob and of content, of each frame.
     table: Vec<[u32; 2]>,
 }
@@ -79,21 +81,25 @@ impl<W: Write> Frames<W> {
     fn new(out: W) -> io::Result<Self> {
         let mut compressor = Compressor::new(ZSTD_LEVEL)?;
         compressor.set_parameter(CParameter::ChecksumFlag(true))?;
-        Ok(Self { out, compressor, content: Vec::new(), left: 0, table: Vec::new() })
+        Ok(Self { out, compressor, content: Vec::new(), left: 0, continued: false, table: Vec::new() })
     }
 
     fn begin(&mut self, length: u64) -> io::Result<()> {
         self.left = length;
         let content = self.content.len() as u64;
-        if content >= LEAST && content.saturating_add(length) > USUAL { self.end_frame() } else { Ok(()) }
+        if content >= LEAST && content.saturating_add(length) > USUAL {
+            self.end_frame()?;
+        }
+        self.continued = false;
+        Ok(())
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            // What is left of a member does not get a frame of its own that would be too short.
             let content = self.content.len() as u64;
-            let whole = content.saturating_add(self.left) <= MOST;
-            let room = if whole { MOST } else { USUAL }.saturating_sub(content);
+            // What is left of a member does not get a frame of its own that would be too short.
+            let (whole, cut) = if self.continued { (MOST, USUAL) } else { (USUAL, LEAST) };
+            let room = if content.saturating_add(self.left) <= whole { whole } else { cut }.saturating_sub(content);
             let (head, rest) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             self.content.extend_from_slice(head);
             self.left = self.left.saturating_sub(head.len() as u64);
@@ -111,6 +117,7 @@ impl<W: Write> Frames<W> {
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
         self.table.push([length(&frame)?, length(&self.content)?]);
         self.content.clear();
+        self.continued = true;
         Ok(())
     }
 
@@ -163,8 +170,8 @@ mod tests {
         assert_eq!(frames(&[]), [0; 0]);
         assert_eq!(frames(&[512]), [512]);
         assert_eq!(frames(&[MIB, MIB, MIB]), [2 * MIB, MIB]);
-        assert_eq!(frames(&[3 * MIB, 3 * MIB]), [3 * MIB, 3 * MIB]);
-        assert_eq!(frames(&[MIB / 2, 9 * MIB, 512]), [2 * MIB, 2 * MIB, 2 * MIB, 3 * MIB + MIB / 2, 512]);
+        assert_eq!(frames(&[3 * MIB, 3 * MIB]), [MIB, 2 * MIB, MIB, 2 * MIB]);
+        assert_eq!(frames(&[MIB / 2, 9 * MIB, 512]), [MIB, 2 * MIB, 2 * MIB, 2 * MIB, 5 * MIB / 2, 512]);
         for frames in [frames(&[700_000; 20]), frames(&[5 * MIB + 7; 5]), frames(&[1536; 4000])] {
             let (_, but_last) = frames.split_last().unwrap();
             assert!(but_last.iter().all(|length| (LEAST..=MOST).contains(length)), "{frames:?}");
