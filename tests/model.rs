@@ -120,6 +120,7 @@ fn options() -> Options {
     Options {
         plain_http: false,
         offline: false,
+        platform: None,
         cache_dir: None,
         memory: MEMORY,
         timeout: Duration::from_secs(60),
