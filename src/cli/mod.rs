@@ -4,6 +4,7 @@
 mod background;
 mod cache;
 mod common;
+mod doctor;
 mod failure;
 mod index;
 mod logging;
@@ -27,6 +28,7 @@ enum Verb {
     Index(index::Command),
     Prefetch(prefetch::Command),
     Cache(cache::Command),
+    Doctor(doctor::Command),
 }
 
 pub fn run() -> ExitCode {
@@ -55,6 +57,7 @@ impl Verb {
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
             Self::Cache(command) => command.run(),
+            Self::Doctor(command) => command.run(),
         }
     }
 }

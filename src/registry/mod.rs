@@ -7,7 +7,9 @@ mod connections;
 mod manifest;
 mod range;
 mod retry;
+mod survey;
 mod traffic;
 
 pub use client::{Registry, RegistryOptions};
+pub use survey::Finding;
 pub use traffic::{Traffic, TrafficCount};
