@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use eo_mount_testing::files::{pread, xattr};
 use eo_mount_testing::fixtures::{RawTar, noise};
 use eo_mount_testing::{
-    ALWAYS, Artifact, Descriptor, EoMount, Fault, Finished, Home, Kind, Matcher, RealRegistry, ScriptedRegistry, sha256,
+    ALWAYS, Artifact, Descriptor, EoMount, Fault, Finished, Home, Kind, Matcher, Mounted, RealRegistry,
+    ScriptedRegistry, sha256,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
@@ -100,6 +101,9 @@ fn an_index_made_by_oras_is_a_folder_a_platform_for_every_verb() {
     assert_eq!(xattr(mounted.join("linux-arm64-v8"), "user.oci.platform").as_deref(), Some("linux/arm64/v8"));
     let kind = xattr(mounted.join("linux-amd64"), "user.oci.artifact-type");
     assert_eq!(kind.as_deref(), Some("application/vnd.whatever.v1+tar"));
+    let fetched =
+        verb(&home, &["prefetch", mounted.path().to_str().unwrap(), "linux-arm64-v8"]).expect_success("prefetch");
+    assert!(fetched.text().starts_with("1 layers"), "{}", fetched.text());
     mounted.unmount();
 
     let listing = verb(&home, &["ls", "-R", &reference]).expect_success("ls").text();
@@ -377,7 +381,10 @@ fn blobs_with_sha512_digests_are_read_checked_and_kept() {
     registry.put_manifest("data", &digest, manifest);
     let reference = registry.reference(&format!("data@{digest}"));
     let call = || mount(&reference).home(&home).args(["--verify", "blob"]);
-    let read = |mounted: eo_mount_testing::Mounted| {
+    let unchecked = mount(&reference).home(&home).mount();
+    assert_eq!(pread(unchecked.join("data/file"), 5..50).unwrap(), &content[5..50]);
+    unchecked.unmount();
+    let read = |mounted: Mounted| {
         assert_eq!(fs::read(mounted.join("config.json")).unwrap(), b"{}");
         assert_eq!(pread(mounted.join("data/file"), 100_000..200_000).unwrap(), &content[100_000..200_000]);
         assert_eq!(xattr(mounted.path(), "user.oci.digest").as_deref(), Some(&*digest));

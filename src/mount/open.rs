@@ -17,7 +17,7 @@ use super::resolve::Artifact;
 use super::stored;
 use super::tree::{Node, Tree};
 use super::zip::is_zip;
-use super::{LayerNode, Mount, Options, not_done};
+use super::{LayerNode, Mount, Options};
 use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression};
 use crate::cache::{CacheFolder, Indexes, Manifests};
@@ -33,8 +33,6 @@ const AHEAD_STORE: u64 = 2 << 20;
 const LOOKS: usize = 16;
 /// Time for all of them when the registry cannot be reached: for what is in the cache.
 const GLANCE: Duration = Duration::from_secs(2);
-/// Beyond the timeout.
-const GRACE: Duration = Duration::from_millis(100);
 /// Passes over compressed layers at one time: each keeps a core busy, and holds 8 MiB of the blob and its decoder's window.
 const PASSES: usize = 2;
 /// Bytes of a compressed blob that give its first header, for certain.
@@ -55,10 +53,7 @@ impl Mount {
         // A stored index may be of bytes that nobody has checked.
         let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
         let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
-        let resolving = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref());
-        // What was asked for last says better what is missing, if it is given its time.
-        let artifact = timeout_at(deadline + GRACE, resolving).await;
-        let artifact = artifact.unwrap_or_else(|_| Err(not_done(options.timeout, reference)))?;
+        let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref(), deadline).await?;
         let Artifact { mut parts, headers, data, chunks, traffic, reachable } = artifact;
         if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
             tokio::task::spawn_blocking(move || {

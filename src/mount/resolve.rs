@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, timeout_at};
 
 use super::manifests::{AT_ONCE, ManifestLimits, Resolved, expand};
-use super::{Options, in_time};
+use super::{Options, in_time, not_done};
 use crate::blob::{BlobSource, Described, Headers, Layout, Offline, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
@@ -35,19 +36,20 @@ impl Options {
 }
 
 impl Artifact {
-    /// Resolves the reference once and checks manifests and configs against their digests.
+    /// Resolves the reference once and checks manifests and configs against their digests, until `deadline`.
     pub async fn resolve(
         reference: &str,
         options: &Options,
         folder: Option<&CacheFolder>,
         manifests: Option<&Arc<Manifests>>,
+        deadline: Instant,
     ) -> Result<Self> {
         match reference.parse()? {
-            Reference::Registry(reference) => Self::in_registry(reference, options, folder, manifests).await,
+            Reference::Registry(reference) => Self::in_registry(reference, options, folder, manifests, deadline).await,
             Reference::Layout(_) if options.verify_blobs => {
                 Err(unverifiable("layers of an image layout are not copied to where they are checked"))
             }
-            Reference::Layout(reference) => Self::in_layout(reference, options).await,
+            Reference::Layout(layout) => by(deadline, options, reference, Self::in_layout(layout, options)).await,
         }
     }
 
@@ -78,6 +80,7 @@ impl Artifact {
         options: &Options,
         folder: Option<&CacheFolder>,
         manifests: Option<&Arc<Manifests>>,
+        deadline: Instant,
     ) -> Result<Self> {
         let name = reference.to_string();
         let registry = match options.offline {
@@ -95,7 +98,8 @@ impl Artifact {
         let fetch = async |manifest: &Descriptor| fetch_manifest(&manifest.digest, asked, manifests).await;
         let limits = ManifestLimits::default();
         let root = (digest.clone(), bytes.clone());
-        let mut parts = expand(root, &name, options.platform.as_ref(), limits, fetch).await?;
+        let expanding = expand(root, &name, options.platform.as_ref(), limits, fetch);
+        let mut parts = by(deadline, options, &name, expanding).await?;
 
         let disk = folder.filter(|_| options.disk_cache);
         let disk = disk.and_then(|folder| folder.disk_cache(options.cache_min_free)).map(Arc::new);
@@ -112,7 +116,7 @@ impl Artifact {
             let chunks = Arc::new(ChunkCache::new(source.clone(), disk, options.memory));
             (chunks.clone(), Arc::new(Headers::new(chunks, source)))
         };
-        read_configs(&mut parts, &headers, manifests, limits).await?;
+        by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await?;
         if let Some(manifests) = manifests.cloned()
             && origin == Origin::Registry
         {
@@ -134,6 +138,10 @@ impl Artifact {
             reachable: registry.is_some() && origin != Origin::Fallback,
         })
     }
+}
+
+async fn by<T>(deadline: Instant, options: &Options, object: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(not_done(options.timeout, object)))
 }
 
 /// The source, with what the manifests themselves say of their blobs.
@@ -178,12 +186,10 @@ async fn find_manifest(
         return Ok(found);
     }
     let known = resolution(reference, manifests).await;
-    // Who has something to go on with needs time for that, too.
-    let patience = if known.is_some() { timeout / 2 } else { timeout };
     let failed = match registry {
         None => Error::new(ErrorKind::NotFound, reference, "offline: not in the cache")
             .hint("mount it once without --offline"),
-        Some(registry) => match in_time(patience, reference, registry.manifest()).await {
+        Some(registry) => match ask(registry, known.is_some(), timeout).await {
             Ok((digest, bytes)) => return Ok(Found { digest, bytes, origin: Origin::Registry }),
             Err(error) if error.is_of_the_network() && reference.digest.is_none() => error,
             Err(error) => return Err(error),
@@ -196,6 +202,14 @@ async fn find_manifest(
         tracing::warn!("{failed}; going on with what the cache has of it, as of {age} ago: {}", found.digest);
     }
     Ok(found)
+}
+
+/// Who has something to go on with needs time for that, too.
+async fn ask(registry: &Registry, has_fallback: bool, timeout: Duration) -> Result<(Digest, Bytes)> {
+    match has_fallback {
+        true => in_time(timeout / 2, "the registry", registry.manifest()).await,
+        false => registry.manifest().await,
+    }
 }
 
 async fn resolution(reference: &RegistryReference, manifests: Option<&Arc<Manifests>>) -> Option<Resolution> {

@@ -128,12 +128,17 @@ impl Survey<'_> {
     /// Any answer will do; whether it lets us in is seen later.
     async fn connect(&self) -> Result<String, Failure> {
         let started = Instant::now();
-        let answer = match self.registry.get("/v2/", HeaderMap::new(), &self.registry.reference.to_string()).await {
+        let answer = match self.get("/v2/", HeaderMap::new(), &self.registry.reference.to_string()).await {
             Err(Failure::Final(error)) if error.kind == ErrorKind::Denied => None,
             answer => Some(answer?),
         };
         let scheme = answer.map_or_else(String::new, |answer| format!("{}, ", answer.url().scheme()));
         Ok(format!("{scheme}the registry answers after {}", in_ms(started.elapsed())))
+    }
+
+    /// Of the registry itself.
+    async fn get(&self, path: &str, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
+        self.registry.get(path, headers, object).await
     }
 
     async fn manifest(&self) -> Result<(Digest, bytes::Bytes, HeaderMap), Failure> {
@@ -148,7 +153,7 @@ impl Survey<'_> {
     /// Distribution specification, "Listing Referrers".
     async fn referrers(&self, digest: &Digest) -> Result<String, Failure> {
         let object = self.registry.reference.to_string();
-        let answer = self.registry.get(&format!("referrers/{digest}"), HeaderMap::new(), &object).await?;
+        let answer = self.get(&format!("referrers/{digest}"), HeaderMap::new(), &object).await?;
         match answer.status() {
             StatusCode::OK => Ok("what is attached can be listed".to_owned()),
             StatusCode::NOT_FOUND => {
@@ -186,7 +191,7 @@ impl Survey<'_> {
         for _ in 0..ROUND_TRIPS {
             let started = Instant::now();
             let headers = HeaderMap::from_iter([(RANGE, header(&format!("bytes={middle}-{middle}"))?)]);
-            let answer = self.registry.get(&format!("blobs/{object}"), headers, object).await?;
+            let answer = self.get(&format!("blobs/{object}"), headers, object).await?;
             from = self.origin(&answer);
             match answer.status() {
                 StatusCode::PARTIAL_CONTENT => {}
