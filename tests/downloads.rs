@@ -266,7 +266,7 @@ fn thirty_two_readers_of_one_chunk_cause_one_request() {
     // Past the kernel's pages and its read-ahead, so that each reader's wish reaches the mount.
     let chunk = {
         let data = &patches.tar(10_000).member(S2).data;
-        (data.start + 7 * MIB).next_multiple_of(64 * KIB) - data.start
+        (data.start + 11 * MIB).next_multiple_of(64 * KIB) - data.start
     };
     let together = Barrier::new(32);
     std::thread::scope(|scope| {

@@ -119,6 +119,7 @@ fn check(model: Model, tar: Vec<u8>, tasks: Vec<Vec<Wish>>) -> Result<(), TestCa
 fn options() -> Options {
     Options {
         plain_http: false,
+        access: Default::default(),
         offline: false,
         platform: None,
         cache_dir: None,

@@ -10,6 +10,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 use tokio::runtime::Runtime;
 
+use super::access::AccessArguments;
 use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
@@ -21,6 +22,9 @@ pub struct Common {
     /// Use plain HTTP (always so for localhost and loopback addresses)
     #[arg(long, env = "EO_MOUNT_PLAIN_HTTP", hide_env = true, value_parser = BoolishValueParser::new())]
     pub plain_http: bool,
+
+    #[command(flatten)]
+    pub access: AccessArguments,
 
     /// Use what is in the cache folder alone, and no network
     #[arg(long, env = "EO_MOUNT_OFFLINE", hide_env = true, value_parser = BoolishValueParser::new())]
@@ -83,9 +87,10 @@ pub enum Verify {
 
 impl Common {
     /// Everything belongs to whoever runs this, until told otherwise.
-    pub fn options(&self) -> Options {
-        Options {
+    pub fn options(&self) -> Result<Options, Failure> {
+        Ok(Options {
             plain_http: self.plain_http,
+            access: self.access.access()?,
             offline: self.offline,
             platform: self.platform.clone(),
             cache_dir: self.cache_dir.clone().or_else(default_cache_dir),
@@ -99,7 +104,7 @@ impl Common {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             preserve_owner: false,
-        }
+        })
     }
 
     /// To be called once.
@@ -164,7 +169,7 @@ pub fn cache_size(text: &str) -> Result<ByteSize, String> {
     Ok(size)
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
+pub fn timeout(text: &str) -> Result<Duration, String> {
     let time =
         humantime::parse_duration(text).map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
     if time < Duration::from_secs(1) || time > Duration::from_secs(24 * 3600) {

@@ -58,7 +58,7 @@ impl Command {
     }
 
     async fn look(&self) -> Result<(), Failure> {
-        let options = self.common.options();
+        let options = self.common.options()?;
         let reference = self.reference.parse().map_err(|error| Failure::artifact(&error))?;
         let deadline = Instant::now() + options.timeout;
         let local = tokio::task::spawn_blocking({

@@ -1,6 +1,7 @@
 //! The command line: one thin file a verb. The only user of clap.
 //! Called by `main.rs`; may use every layer below.
 
+mod access;
 mod background;
 mod cache;
 mod common;
@@ -8,6 +9,7 @@ mod doctor;
 mod failure;
 mod index;
 mod logging;
+mod login;
 mod ls;
 mod mount;
 mod prefetch;
@@ -29,6 +31,8 @@ enum Verb {
     Prefetch(prefetch::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
+    Login(login::Login),
+    Logout(login::Logout),
 }
 
 pub fn run() -> ExitCode {
@@ -58,6 +62,8 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
+            Self::Login(command) => command.run(),
+            Self::Logout(command) => command.run(),
         }
     }
 }
@@ -73,6 +79,15 @@ fn command() -> clap::Command {
 
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Verb, clap::Error> {
     let mut command = command();
+    let arguments: Vec<_> = arguments.collect();
+    // Before anything is said about the arguments that would show it.
+    if arguments
+        .iter()
+        .any(|argument| argument.as_encoded_bytes().starts_with(b"--password=") || argument == "--password")
+    {
+        let line = "--password would show it to everybody on this machine: give it with --password-stdin, or use eo-mount login";
+        return Err(command.error(ErrorKind::UnknownArgument, line));
+    }
     let matches = command.try_get_matches_from_mut(arguments).map_err(|error| one_too_many(error, &mut command))?;
     if matches.subcommand_name().is_some() {
         return Verb::from_arg_matches(&matches);

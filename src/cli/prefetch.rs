@@ -88,7 +88,7 @@ impl Command {
             return Err(Failure::usage(&error.hint("mount it")));
         }
         let failed = |error: Error| Failure::artifact(&error);
-        let mount = Mount::open(&reference, self.common.options()).await.map_err(failed)?;
+        let mount = Mount::open(&reference, self.common.options()?).await.map_err(failed)?;
         let bar = spinner();
         let selection = match self.all {
             true => mount.select_all(),

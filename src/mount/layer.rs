@@ -227,7 +227,10 @@ async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Optio
         tracing::warn!("layer {}: {}", layer.digest, printable(warning));
     }
     if contents.index.trailing() {
-        tracing::warn!("layer {}: bytes follow the end of the archive; they are not shown", layer.digest);
+        tracing::warn!(
+            "layer {}: bytes follow the end of the archive; only tar -i would read them: not shown",
+            layer.digest
+        );
     }
     Ok(contents)
 }

@@ -31,7 +31,7 @@ use bytes::{Bytes, BytesMut};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
 use crate::oci::{Digest, Platform};
-use crate::registry::Traffic;
+use crate::registry::{Access, Traffic};
 pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
@@ -75,6 +75,8 @@ pub struct Listed<'a> {
 pub struct Options {
     /// Plain HTTP even for a registry that is not on this machine.
     pub plain_http: bool,
+    /// Login and certificates.
+    pub access: Access,
     /// Ask no registry for anything: what is not in the cache folder is missing.
     pub offline: bool,
     /// Which manifest of an index is mounted; `None`: all, each in a folder.

@@ -101,6 +101,8 @@ impl Mount {
         let tree = build_tree(&parts, &layers, &counts);
         let mut layer_nodes = vec![None; layers.len()];
         let walk: Vec<usize> = tree.layers().iter().map(|(number, _)| *number).collect();
+        let in_order = walk.iter().filter_map(|number| layers.get(*number)).map(|(layer, _)| layer.clone());
+        sources.data.in_order(in_order.collect());
         for (place, (number, node)) in tree.layers().into_iter().enumerate() {
             if let Some(layer) = layer_nodes.get_mut(number) {
                 *layer = Some(LayerNode { node, place });

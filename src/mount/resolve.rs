@@ -31,7 +31,12 @@ pub struct Artifact {
 impl Options {
     /// Those of the registry.
     pub fn registry(&self) -> RegistryOptions {
-        RegistryOptions { plain_http: self.plain_http, timeout: self.timeout, connections: self.connections }
+        RegistryOptions {
+            plain_http: self.plain_http,
+            access: self.access.clone(),
+            timeout: self.timeout,
+            connections: self.connections,
+        }
     }
 }
 

@@ -8,10 +8,12 @@ use futures_util::StreamExt;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 
-use super::auth::Auth;
+use super::auth::{Auth, Scope};
 use super::connections::Connections;
+use super::credentials::Credentials;
 use super::retry::Failure;
 use super::traffic::Traffic;
+use super::transport::{self, Access, Transport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::RegistryReference;
 
@@ -19,6 +21,7 @@ use crate::oci::RegistryReference;
 pub struct RegistryOptions {
     /// Plain HTTP even for a registry that is not on this machine.
     pub plain_http: bool,
+    pub access: Access,
     /// Longest time for one read, retries included.
     pub timeout: Duration,
     /// Most requests under way at once.
@@ -38,34 +41,29 @@ pub struct Registry {
 
 impl Registry {
     pub fn new(reference: RegistryReference, options: &RegistryOptions) -> Result<Self> {
-        let plain = options.plain_http || reference.is_loopback();
-        let scheme = if plain { "http" } else { "https" };
+        let transport = Transport::new(&reference, options)?;
+        let scheme = if transport.plain_http() { "http" } else { "https" };
         let base = format!("{scheme}://{}/v2/{}/", reference.host(), reference.repository)
             .parse()
             .map_err(|error| Error::new(ErrorKind::Usage, &reference, format!("not an address: {error}")))?;
-        let mut http = reqwest::Client::builder()
-            .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
-            // All streams of HTTP/2 would share one TCP connection and its window.
-            .http1_only()
-            .pool_max_idle_per_host(options.connections)
-            .connect_timeout(options.timeout.min(Duration::from_secs(10)))
-            // A connection that says nothing is given up in time for another attempt.
-            .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
-            .redirect(redirects());
-        if reference.is_loopback() {
-            http = http.no_proxy();
-        }
-        let http = http
-            .build()
-            .map_err(|error| Error::new(ErrorKind::Io, &reference, format!("cannot set up TLS: {error}")))?;
+        let traffic = Arc::<Traffic>::default();
+        let auth = Auth::new(
+            &reference.registry,
+            &reference.repository,
+            transport.plain_http(),
+            Credentials::new(options.access.login.clone()),
+            transport.client(transport::at_home())?,
+            Arc::clone(&traffic),
+        );
+        let http = transport.client(redirects())?;
         Ok(Self {
             reference,
             timeout: options.timeout,
-            traffic: Arc::default(),
+            traffic,
             connections: Connections::new(options.connections),
             base,
             http,
-            auth: Auth::default(),
+            auth,
         })
     }
 
@@ -73,26 +71,30 @@ impl Registry {
         Arc::clone(&self.traffic)
     }
 
-    /// One GET below the repository. A 401 is answered with a new token once; every other answer is returned.
+    /// One GET below the repository. A refusal is answered with another authorization once, if there is one; every other
+    /// answer is returned.
     pub(super) async fn get(&self, path: &str, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
         let url = self
             .base
             .join(path)
             .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
-        let mut refused = None;
+        let scope = Scope::of(&[(&self.reference.repository, "pull")]);
+        let mut authorization = self.auth.authorization(&scope).await?;
         loop {
-            let token = self.auth.token().await;
             let mut request = self.http.get(url.clone()).headers(headers.clone()).header(ACCEPT_ENCODING, "identity");
-            if let Some(header) = &token.header {
+            if let Some(header) = &authorization.header {
                 request = request.header(AUTHORIZATION, header);
             }
             self.traffic.request();
             let answer = request.send().await.map_err(|error| transport_failure(object, &error))?;
-            if answer.status() != StatusCode::UNAUTHORIZED || refused.is_some() {
+            let refused = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            if !refused || answer.url().origin() != self.base.origin() {
                 return Ok(answer);
             }
-            self.auth.renew(&self.http, &self.traffic, &token, answer.headers(), &self.reference.repository).await?;
-            refused = Some(token);
+            match self.auth.after_refusal(&scope, &authorization, answer.status(), answer.headers()).await? {
+                Some(other) => authorization = other,
+                None => return Ok(answer),
+            }
         }
     }
 }
@@ -118,7 +120,7 @@ pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
     let error = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Error::new(ErrorKind::Denied, object, format!("the registry answers {status}"))
-                .hint("the repository may need a login, or not exist")
+                .hint("the repository may need a login (eo-mount login), or not exist")
         }
         StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it")
             .hint("push the artifact again, or tell the registry's operator"),
@@ -138,28 +140,12 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Errors below HTTP may pass, but for a redirect that was refused.
+/// Errors below HTTP may pass, but for a redirect that was refused, and what the transport knows better.
 pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
     if error.is_redirect() {
-        return Failure::Final(Error::new(ErrorKind::Protocol, object, cause));
+        return Failure::Final(Error::new(ErrorKind::Protocol, object, transport::innermost(error)));
     }
-    let error = if error.is_timeout() {
-        Error::new(ErrorKind::TimedOut, object, "the registry does not answer").hint("check the network")
-    } else if error.is_connect() {
-        let failed = Error::new(ErrorKind::Unreachable, object, format!("cannot connect: {cause}"));
-        if cause.to_string().contains("InvalidContentType") || cause.to_string().contains("corrupt message") {
-            failed.hint("the server does not speak TLS there; use --plain-http if that is meant")
-        } else {
-            failed.hint("check the address and the network")
-        }
-    } else {
-        Error::new(ErrorKind::Unreachable, object, format!("the connection broke: {cause}")).hint("check the network")
-    };
-    Failure::Passing { error, not_before: None }
+    transport::failure(object, error)
 }
 
 /// A whole body that must not be larger than `limit` bytes.

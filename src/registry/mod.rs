@@ -4,12 +4,19 @@
 mod auth;
 mod client;
 mod connections;
+mod credentials;
+mod login;
 mod manifest;
 mod range;
 mod retry;
 mod survey;
+mod tls;
 mod traffic;
+mod transport;
 
 pub use client::{Registry, RegistryOptions};
+pub use credentials::{Credential, Secret, Stored, Where};
+pub use login::check_login;
 pub use survey::Finding;
 pub use traffic::{Traffic, TrafficCount};
+pub use transport::Access;

@@ -58,6 +58,7 @@ pub fn run(bench: &mut Bench) {
                     seconds: figures.seconds * MEMBERS as f64 / WALKED as f64,
                     requests: figures.requests.map(scale),
                     bytes: figures.bytes.map(scale),
+                    ..figures
                 }
             },
         )
@@ -82,7 +83,12 @@ fn walk(reference: &str, blob: &Descriptor) {
     // An error says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Ok(Reference::Registry(reference)) = reference.parse() else { panic!("{reference} is no reference") };
-    let options = RegistryOptions { plain_http: true, timeout: std::time::Duration::from_secs(60), connections: 1 };
+    let options = RegistryOptions {
+        plain_http: true,
+        access: Default::default(),
+        timeout: std::time::Duration::from_secs(60),
+        connections: 1,
+    };
     let registry = Registry::new(reference, &options).expect("a client can be made");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");

@@ -229,6 +229,51 @@ async fn a_patch_read_in_order_fills_the_line() {
     assert!(little_memory < 1.16, "{little_memory}");
 }
 
+/// Layers like `small`'s, one after the other.
+fn siblings(small: &Small, count: u8) -> Vec<Descriptor> {
+    let layers: Vec<_> =
+        (0..count).map(|layer| Descriptor { digest: Digest::sha256_of(&[layer]), ..small.blob.clone() }).collect();
+    small.ahead.in_order(layers.clone());
+    layers
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_read_one_after_the_other_fill_the_line() {
+    for (connection, most) in [(LINE, 1.04), (LINE / 5.0, 1.06)] {
+        let mut small = Small::with(256 * MIB, connection);
+        let layers = siblings(&small, 8);
+        let start = Instant::now();
+        for layer in &layers {
+            small.blob = layer.clone();
+            for (file, range) in small.files.iter().enumerate() {
+                small.read(file, 0..range.end - range.start).await;
+            }
+        }
+        let size = small.blob.size * layers.len() as u64;
+        let ratio = start.elapsed().as_secs_f64() / (ROUND_TRIP.as_secs_f64() + size as f64 / LINE);
+        println!("{ratio:.3}");
+        assert!(ratio < most, "{ratio}");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let fetched = small.far.fetched.load(Ordering::Relaxed);
+        assert!(fetched <= size, "nothing twice: {fetched} of {size}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_not_gone_on_from_is_not_read_beyond_for_long() {
+    // Every other layer, whole.
+    let mut small = Small::new();
+    let layers = siblings(&small, 40);
+    let (mut read, mut fetched) = (0, 0);
+    for layer in layers.iter().step_by(2) {
+        small.blob = layer.clone();
+        let whole: Reads = small.files.iter().enumerate().map(|(n, file)| (n, 0..file.end - file.start)).collect();
+        let cost = small.cost(&whole).await;
+        (read, fetched) = (read + small.blob.size.next_multiple_of(CHUNK), fetched + cost.fetched);
+    }
+    assert!(fetched <= read + ALLOWANCE + 20 * CHUNK, "{fetched} for {read}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_readers_of_one_blob_share_the_line() {
     let small = Small::new();
