@@ -110,7 +110,7 @@ fn a_dead_registry_does_not_hide_what_is_here() {
     assert_eq!(said.code, 1);
     marks(&said.text(), &[&["name"][..], &LOCAL].concat(), &[("connection", "cannot connect")]);
     let said = doctor(&["registry.invalid/data:v1"]);
-    marks(&said.text(), &LOCAL, &[("name", "no address"), ("connection", "check the address")]);
+    marks(&said.text(), &LOCAL, &[("name", "no address"), ("connection", "and the network")]);
 }
 
 #[test]
