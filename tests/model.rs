@@ -121,6 +121,7 @@ fn options() -> Options {
         plain_http: false,
         access: Default::default(),
         offline: false,
+        platform: None,
         cache_dir: None,
         memory: MEMORY,
         timeout: Duration::from_secs(60),

@@ -3,6 +3,7 @@
 
 mod background;
 pub mod content;
+mod described;
 mod headers;
 mod layout;
 mod offline;
@@ -16,6 +17,7 @@ use futures_util::future::BoxFuture;
 
 pub use background::Background;
 pub use content::Compression;
+pub use described::Described;
 pub use headers::Headers;
 pub use layout::Layout;
 pub use offline::Offline;

@@ -55,7 +55,7 @@ impl CacheFolder {
         Some(DiskCache::new(self.path.clone(), self.limit, min_free, Arc::clone(&self.used)))
     }
 
-    fn holds_holes(&self) -> std::io::Result<bool> {
+    pub(super) fn holds_holes(&self) -> std::io::Result<bool> {
         const LENGTH: u64 = 1 << 20;
         let file = unnamed_file(&self.path)?;
         file.set_len(LENGTH)?;

@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
 use crate::mount::Options;
+use crate::oci::Platform;
 
 #[derive(Debug, Args)]
 pub struct Common {
@@ -28,6 +29,10 @@ pub struct Common {
     /// Use what is in the cache folder alone, and no network
     #[arg(long, env = "EO_MOUNT_OFFLINE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub offline: bool,
+
+    /// Which manifest of an image index, such as linux/arm64/v8 [default: all, each in a folder]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", env = "EO_MOUNT_PLATFORM", hide_env = true)]
+    pub platform: Option<Platform>,
 
     /// Where to keep downloaded data [default: $XDG_CACHE_HOME/eo-mount or ~/.cache/eo-mount]
     #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
@@ -103,6 +108,7 @@ impl Common {
             plain_http: self.plain_http,
             access: self.access.access()?,
             offline: self.offline,
+            platform: self.platform.clone(),
             cache_dir: self.cache_dir.clone().or_else(default_cache_dir),
             cache_size: self.cache_size.map(|size| size.as_u64()),
             cache_min_free: self.cache_min_free.as_u64(),

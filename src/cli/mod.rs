@@ -5,6 +5,7 @@ mod access;
 mod background;
 mod cache;
 mod common;
+mod doctor;
 mod failure;
 mod index;
 mod logging;
@@ -32,6 +33,7 @@ enum Verb {
     Prefetch(prefetch::Command),
     Pack(pack::Command),
     Cache(cache::Command),
+    Doctor(doctor::Command),
     Login(login::Login),
     Logout(login::Logout),
 }
@@ -63,6 +65,7 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
             Self::Cache(command) => command.run(),
+            Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),
             Self::Logout(command) => command.run(),
         }

@@ -120,6 +120,10 @@ impl Registry {
         mirrors.chain([&self.origin]).collect()
     }
 
+    pub(super) fn origin(&self) -> &Endpoint {
+        &self.origin
+    }
+
     pub(super) fn is_origin(&self, endpoint: &Endpoint) -> bool {
         std::ptr::eq(endpoint, &self.origin)
     }
