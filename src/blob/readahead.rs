@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::BlobSource;
-use crate::cache::ChunkCache;
+use crate::cache::{CHUNK, ChunkCache};
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
 use order::{Order, Place};
@@ -316,14 +316,17 @@ impl Streams {
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
         let end = sure_end.saturating_add(past).min(place.last);
         let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
         // Whole steps: many small requests cost more than the bytes.
         let is_end = target == sure_end;
-        if target.saturating_sub(stream.ahead) < if is_end { 1 } else { step } {
+        let length = target.saturating_sub(stream.ahead);
+        let steps = stream.ahead.saturating_add(length - length % step);
+        let whole_chunks = steps - steps.saturating_sub(place.start) % CHUNK;
+        let range = stream.ahead..if is_end { target } else { whole_chunks };
+        if range.end <= range.start {
             return None;
         }
-        let range =
-            stream.ahead..if is_end { target } else { target - target.saturating_sub(place.start) % (64 << 10) };
         let fetched_past = range.end.saturating_sub(range.start.max(sure_end));
         self.unread = self.unread.saturating_add(range.end - range.start);
         self.past = self.past.saturating_add(fetched_past);
