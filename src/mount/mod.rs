@@ -251,6 +251,28 @@ impl Mount {
         self.sources.chunks.settle().await;
     }
 
+    /// Has this called with the inodes of a layer whose bytes turn out to be wrong: what a kernel keeps of them is, too.
+    pub fn on_wrong(self: &Arc<Self>, call: impl Fn(Vec<Ino>) + Send + Sync + 'static) {
+        let mount = Arc::downgrade(self);
+        self.sources.chunks.on_wrong(move |digest| {
+            if let Some(mount) = mount.upgrade() {
+                call(mount.inodes_of(digest));
+            }
+        });
+    }
+
+    /// All that show bytes of this layer, as far as its index is in memory.
+    fn inodes_of(&self, digest: &Digest) -> Vec<Ino> {
+        let mut inodes = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate().filter(|(_, layer)| layer.descriptor.digest == *digest) {
+            let entries = layer.known().map_or(0, |contents| u32::try_from(contents.index.len()).unwrap_or(u32::MAX));
+            inodes.extend((0..entries).map(|entry| Ino::of(Place::Entry { layer: number, entry: EntryId(entry) })));
+            let is_it = |id: &NodeId| self.tree.node(*id) == Some(Node::LayerFile(number));
+            inodes.extend((0..self.tree.len()).filter(is_it).map(|id| Ino::of(Place::Node(id))));
+        }
+        inodes
+    }
+
     pub fn usage(&self) -> Usage {
         let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
