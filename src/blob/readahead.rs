@@ -210,7 +210,9 @@ impl Streams {
     /// A reader of this range is expected. Accounts for what is fetched for it, or says that no more may be.
     fn expect(&mut self, place: &Place, range: &Range<u64>) -> bool {
         let length = range.end.saturating_sub(range.start);
-        if self.expected.saturating_add(length) > EXPECTED {
+        // One that came and left at once is no better than one that did not come.
+        let in_vain = self.expected.saturating_add(self.unread);
+        if in_vain.saturating_add(length) > EXPECTED.saturating_add(self.read / SHARE) {
             return false;
         }
         let at = place.start.saturating_add(range.start);

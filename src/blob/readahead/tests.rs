@@ -278,13 +278,16 @@ async fn who_is_expected_and_does_not_come_costs_9_mib_once() {
     let small = Small::new();
     let layers = siblings(&small, 3);
     small.ahead.in_order(Vec::new());
+    let small = Small { blob: layers[0].clone(), ..small };
     let expect = async |layer: usize, range: Range<u64>| small.ahead.expect(&layers[layer], range).await;
     assert!(expect(0, 0..128 * KIB).await && expect(0, 128 * KIB..8 * MIB).await);
     assert!(!expect(1, 0..2 * MIB).await, "the first has not come");
     let fetched = small.far.fetched.load(Ordering::Relaxed);
     assert!(fetched <= EXPECTED, "{fetched}");
+    // It looks at the head of the first file and leaves.
+    small.read(0, 0..4 * KIB).await;
+    assert!(!expect(1, 0..2 * MIB).await, "the first has left");
     // Here it is: nothing is fetched twice, and all that was fetched was read.
-    let small = Small { blob: layers[0].clone(), ..small };
     whole_patch(&small).await;
     let account = || {
         let streams = small.ahead.streams();
