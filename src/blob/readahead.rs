@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::BlobSource;
-use crate::cache::ChunkCache;
+use crate::cache::{CHUNK, ChunkCache};
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
 use order::{Order, Place};
@@ -210,7 +210,9 @@ impl Streams {
     /// A reader of this range is expected. Accounts for what is fetched for it, or says that no more may be.
     fn expect(&mut self, place: &Place, range: &Range<u64>) -> bool {
         let length = range.end.saturating_sub(range.start);
-        if self.expected.saturating_add(length) > EXPECTED {
+        // One that came and left at once is no better than one that did not come.
+        let in_vain = self.expected.saturating_add(self.unread);
+        if in_vain.saturating_add(length) > EXPECTED.saturating_add(self.read / SHARE) {
             return false;
         }
         let at = place.start.saturating_add(range.start);
@@ -316,14 +318,17 @@ impl Streams {
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
         let end = sure_end.saturating_add(past).min(place.last);
         let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
         // Whole steps: many small requests cost more than the bytes.
         let is_end = target == sure_end;
-        if target.saturating_sub(stream.ahead) < if is_end { 1 } else { step } {
+        let length = target.saturating_sub(stream.ahead);
+        let steps = stream.ahead.saturating_add(length - length % step);
+        let whole_chunks = steps - steps.saturating_sub(place.start) % CHUNK;
+        let range = stream.ahead..if is_end { target } else { whole_chunks };
+        if range.end <= range.start {
             return None;
         }
-        let range =
-            stream.ahead..if is_end { target } else { target - target.saturating_sub(place.start) % (64 << 10) };
         let fetched_past = range.end.saturating_sub(range.start.max(sure_end));
         self.unread = self.unread.saturating_add(range.end - range.start);
         self.past = self.past.saturating_add(fetched_past);

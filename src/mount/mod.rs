@@ -3,6 +3,7 @@
 
 mod ahead;
 mod attributes;
+mod begin;
 mod compressed;
 mod indexing;
 mod layer;
@@ -154,6 +155,7 @@ impl Mount {
                 self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose()
             }
             Place::Entry { layer, entry } => {
+                self.start_reading(layer, name)?;
                 let contents = self.contents(layer).await?;
                 let found = contents.index.lookup(entry, name);
                 found.map(|entry| self.entry_attributes(layer, &contents.index, entry)).transpose()
@@ -268,6 +270,28 @@ impl Mount {
         self.sources.chunks.settle().await;
     }
 
+    /// Has this called with the inodes of a layer whose bytes turn out to be wrong: what a kernel keeps of them is, too.
+    pub fn on_wrong(self: &Arc<Self>, call: impl Fn(Vec<Ino>) + Send + Sync + 'static) {
+        let mount = Arc::downgrade(self);
+        self.sources.chunks.on_wrong(move |digest| {
+            if let Some(mount) = mount.upgrade() {
+                call(mount.inodes_of(digest));
+            }
+        });
+    }
+
+    /// All that show bytes of this layer, as far as its index is in memory.
+    fn inodes_of(&self, digest: &Digest) -> Vec<Ino> {
+        let mut inodes = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate().filter(|(_, layer)| layer.descriptor.digest == *digest) {
+            let entries = layer.known().map_or(0, |contents| u32::try_from(contents.index.len()).unwrap_or(u32::MAX));
+            inodes.extend((0..entries).map(|entry| Ino::of(Place::Entry { layer: number, entry: EntryId(entry) })));
+            let is_it = |id: &NodeId| self.tree.node(*id) == Some(Node::LayerFile(number));
+            inodes.extend((0..self.tree.len()).filter(is_it).map(|id| Ino::of(Place::Node(id))));
+        }
+        inodes
+    }
+
     pub fn usage(&self) -> Usage {
         let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
@@ -322,6 +346,17 @@ impl Mount {
             }
             layer.forget();
         }
+    }
+
+    /// See `begin.rs`.
+    fn start_reading(&self, number: usize, name: &[u8]) -> Result<()> {
+        let layer = self.layer(number)?;
+        let free = self.options.connections > 2 && !self.options.verify_blobs;
+        if free && layer.known().is_none() && layer.is_first_lookup() {
+            let (layer, sources, name) = (Arc::clone(layer), Arc::clone(&self.sources), name.to_vec());
+            tokio::spawn(async move { begin::begin(&layer, &sources, &name).await });
+        }
+        Ok(())
     }
 
     fn start_look_ahead(&self, number: usize) {
