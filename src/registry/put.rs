@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Digest;
 
 /// Bytes of a refusal that are read.
-const LARGEST_REFUSAL: u64 = 64 << 10;
+const LARGEST_REFUSAL: u64 = 1 << 20;
 const DOCKER_CONTENT_DIGEST: &str = "docker-content-digest";
 
 impl Registry {
@@ -135,7 +135,7 @@ impl Registry {
     /// Which right is missing, where that is what is wrong.
     pub(super) fn explained(&self, error: Error) -> Error {
         match error.kind {
-            ErrorKind::Denied => {
+            ErrorKind::Denied if !error.cause.contains("the right `push`") => {
                 let cause = format!("{}; to push, the right `push` for {} is needed", error.cause, self.origin().place);
                 Error { cause: crate::error::printable(&cause), ..error }
             }

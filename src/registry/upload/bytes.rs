@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use reqwest::Body;
 
 use super::Progress;
@@ -69,30 +69,25 @@ impl Bytes {
     /// A range for sending.
     pub fn body(self: &Arc<Self>, range: Range<u64>) -> Body {
         let starts = (range.start..range.end).step_by(PIECE as usize);
-        let bytes = Arc::clone(self);
+        let (reading, sending) = (Arc::clone(self), Arc::clone(self));
         let pieces = stream::iter(starts).map(move |start| {
-            let (bytes, end) = (Arc::clone(&bytes), start.saturating_add(PIECE).min(range.end));
-            async move { bytes.piece(start..end).await }
+            let (bytes, piece) = (Arc::clone(&reading), start..start.saturating_add(PIECE).min(range.end));
+            async move { (piece.clone(), bytes.source.read(&bytes.blob, piece).await) }
         });
-        Body::wrap_stream(pieces.buffered(2).inspect_err(|error: &Error| tracing::debug!("{error}")))
+        // Two are read at once, but sent and hashed one after the other.
+        Body::wrap_stream(pieces.buffered(2).map(move |(piece, read)| sending.pass(piece, read)))
     }
 
-    async fn piece(&self, range: Range<u64>) -> Result<bytes::Bytes> {
-        let read = self.source.read(&self.blob, range.clone()).await;
+    fn pass(&self, piece: Range<u64>, read: Result<bytes::Bytes>) -> Result<bytes::Bytes> {
         let mut hashed = self.hashed();
-        match read {
-            Ok(piece) => {
-                hashed.take(range.start, &piece);
-                drop(hashed);
-                self.pieces.fetch_add(1, Ordering::Relaxed);
-                (self.progress)(range.end);
-                Ok(piece)
-            }
-            Err(error) => {
-                hashed.failed = Some(error.clone());
-                Err(error)
-            }
+        match &read {
+            Ok(bytes) => hashed.take(piece.start, bytes),
+            Err(error) => hashed.failed = Some(error.clone()),
         }
+        drop(hashed);
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.moved_to(piece.end);
+        read
     }
 
     /// What another process has sent is read, so that the digest is that of all.

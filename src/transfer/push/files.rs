@@ -22,7 +22,7 @@ use crate::blob::{BlobSource, Described};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest, Hasher, LARGEST_MANIFEST, TITLE};
 
-/// What a manifest has in place of a config, or of layers (image specification, "Guidance for an Empty Descriptor").
+/// What a manifest has in place of a config (image specification, "Guidance for an Empty Descriptor").
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 const EMPTY: &[u8] = b"{}";
 const UNKNOWN_ARTIFACT: &str = "application/vnd.unknown.artifact.v1";
@@ -115,7 +115,7 @@ impl Files {
                 warn_of_no_json(path, file.1.size);
                 descriptor(file, media_type, BTreeMap::new())
             }
-            None => empty.clone(),
+            None => empty,
         };
         config.annotations.clone_from(&self.config_annotations);
         let mut layers: Vec<Descriptor> = Vec::new();
@@ -123,9 +123,6 @@ impl Files {
             let mut annotations = BTreeMap::from([(TITLE.to_owned(), layer.title.clone())]);
             annotations.extend(layer.annotations.clone());
             layers.push(descriptor(file, &layer.media_type, annotations));
-        }
-        if layers.is_empty() {
-            layers.push(empty);
         }
         let bytes = self.manifest(&config, &layers, now)?;
         let root = Stored { digest: Digest::sha256_of(&bytes), media_type: MANIFEST_TYPE.to_owned(), bytes };
