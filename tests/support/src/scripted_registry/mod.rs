@@ -240,6 +240,11 @@ impl ScriptedRegistry {
         self.shared.lock().storage = Some((format!("http://{}", storage.address), storage.shared.clone()));
     }
 
+    /// From now on blobs are redirected to where this says for a digest.
+    pub fn redirect_blobs(&self, to: impl Fn(&str) -> String + Send + Sync + 'static) {
+        self.shared.lock().elsewhere = Some(Arc::new(to));
+    }
+
     /// The signatures given so far are worth nothing any more.
     pub fn expire_signatures(&self) {
         self.shared.lock().signatures = Some(HashSet::new());

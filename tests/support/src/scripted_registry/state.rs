@@ -17,6 +17,9 @@ pub(super) struct Manifest {
     pub bytes: Bytes,
 }
 
+/// The address of a blob, by its digest.
+pub type Elsewhere = dyn Fn(&str) -> String + Send + Sync;
+
 #[derive(Default)]
 pub(super) struct State {
     pub blobs: HashMap<String, Content>,
@@ -40,6 +43,8 @@ pub(super) struct State {
     pub tokens_for: Option<Shared>,
     /// Blobs are on another host: its origin, and what it holds.
     pub storage: Option<(String, Shared)>,
+    /// Blobs are where this says for a digest.
+    pub elsewhere: Option<Arc<Elsewhere>>,
     /// This is such a host: only these signatures give anything.
     pub signatures: Option<HashSet<String>>,
     pub signatures_given: u32,
@@ -130,6 +135,10 @@ impl State {
         match target {
             Target::Ping => Answer::text(200, "application/json", "{}"),
             Target::Manifest { repository, reference } => self.manifest(repository, reference),
+            Target::Blob { digest } if self.elsewhere.is_some() => {
+                let to = self.elsewhere.as_ref().map(|elsewhere| elsewhere(digest)).unwrap_or_default();
+                Answer::text(307, "text/html", "").with("Location", to)
+            }
             Target::Blob { digest } if self.storage.is_some() => self.redirect(digest),
             Target::Blob { digest } => self.blob(digest, request.range.as_deref()),
             Target::Token | Target::Other => Answer::error(404, "NOT_FOUND", "no such page"),
