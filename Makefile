@@ -4,7 +4,7 @@
 help:
 	@echo "make demo          build, mount a sample from a registry, read it, clean up (KEEP=1 leaves it mounted)"
 	@echo "make test          install what the tests need and run all of them"
-	@echo "make bench         run it beside its peers and write docs/benchmarks.md (ONLY=tile, RUNS=5, KEEP=1)"
+	@echo "make bench         run it beside its peers and write docs/benchmarks.md (ONLY=tile, RUNS=5, SECONDS=600, KEEP=1)"
 	@echo "make lint          rustfmt, clippy and shellcheck, as the tests run them"
 	@echo "make deny          licences and advisories of the dependencies"
 

@@ -7,23 +7,14 @@ cd "$(dirname "$0")/.."
 TOOLS=target/tools
 # GDAL's module is for Debian's own Python.
 PYTHON=/usr/bin/python3
-DISTRIBUTION=github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 mkdir -p "$TOOLS"
 
 missing=()
 have ab || missing+=(apache2-utils)
 have curl || missing+=(curl)
+have fio || missing+=(fio)
 "$PYTHON" -c 'import osgeo.gdal' 2>/dev/null || missing+=(python3-gdal)
 can_make_venv "$PYTHON" || missing+=(python3-venv)
 install_packages "$TOOLS/apt.log" "${missing[@]}"
 
 make_venv "$PYTHON" "$TOOLS/bench-venv" bench/requirements.txt "$TOOLS/pip.log"
-
-if [ ! -x "$TOOLS/bin/registry" ]; then
-    if ! have go; then
-        echo "The benchmarks need distribution 3. Install Go 1.25, then start again."
-        exit 1
-    fi
-    echo "Building distribution 3 (some minutes)"
-    GOBIN=$PWD/$TOOLS/bin go install "$DISTRIBUTION"
-fi

@@ -19,9 +19,6 @@ install_packages() {
         fi
         sudo=(sudo -n)
     fi
-    # Debian starts a registry for everybody when it installs the package; this is no place for one.
-    local registry_is_new=""
-    case " $* " in *" docker-registry "*) registry_is_new=1 ;; esac
     if ! {
         "${sudo[@]}" apt-get update -q &&
             "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
@@ -29,10 +26,13 @@ install_packages() {
         echo "That did not work; $log says why."
         return 1
     fi
-    if [ -n "$registry_is_new" ]; then
-        "${sudo[@]}" systemctl disable --now docker-registry >/dev/null 2>&1 ||
-            "${sudo[@]}" service docker-registry stop >/dev/null 2>&1 || true
-    fi
+    # Debian starts servers for everybody when it installs them; this is no place for one.
+    local service
+    for service in docker-registry nginx; do
+        case " $* " in *" $service "*) ;; *) continue ;; esac
+        "${sudo[@]}" systemctl disable --now "$service" >/dev/null 2>&1 ||
+            "${sudo[@]}" service "$service" stop >/dev/null 2>&1 || true
+    done
 }
 
 have() {

@@ -17,7 +17,6 @@ use eo_mount_testing::{
     ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Mounted, ScriptedRegistry, User, processes, run, sha256,
     xattr,
 };
-use serde_json::json;
 
 const ARTIFACT: i32 = 1;
 const USAGE: i32 = 2;
@@ -210,28 +209,9 @@ fn an_answer_that_is_no_manifest_is_told_so() {
     }
     registry.put_manifest("data", "large", vec![b' '; (4 << 20) + 1]);
     let reference = registry.reference("data:large");
-    refused(eo_mount(&reference), ARTIFACT, &reference, "larger than 4194304 bytes", "check the address");
+    refused(eo_mount(&reference), ARTIFACT, &reference, "larger than the 4 MiB", "several artifacts");
     registry.fault(Matcher::manifests(), Fault::GarbageBody, ALWAYS);
     refused(eo_mount(&reference), ARTIFACT, &reference, "the answer is no OCI manifest", "check the reference");
-}
-
-#[test]
-fn an_image_index_is_refused_with_the_manifests_to_choose_from() {
-    let registry = ScriptedRegistry::start();
-    let manifests = [b"one", b"two"].map(|content| {
-        let manifest = Artifact::new().tar("good.tar", tar(content)).push(&registry, "data", "single");
-        json!({"mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.size})
-    });
-    let index =
-        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
-    registry.put_manifest("data", "all", index.to_string());
-    let reference = registry.reference("data:all");
-    for manifest in &manifests {
-        let digest = manifest["digest"].as_str().unwrap();
-        refused(eo_mount(&reference), ARTIFACT, &reference, "index", digest);
-    }
-    let mounted = eo_mount(registry.reference(&format!("data@{}", manifests[0]["digest"].as_str().unwrap()))).mount();
-    assert_eq!(fs::read(mounted.join("good/file")).unwrap(), b"one");
 }
 
 #[test]

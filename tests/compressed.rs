@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Matcher, Mounted, ScriptedRegistry, run};
+use eo_mount_testing::wait::wait_until;
+use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Kind, Matcher, Mounted, ScriptedRegistry, run};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(60);
 const GZIP_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 fn sh(folder: &Path, script: &str) {
@@ -241,6 +243,101 @@ fn a_pass_that_was_broken_off_goes_on_where_it_was() {
     mounted.unmount();
 }
 
+/// Chunks on disk would hide where the second mount begins.
+#[test]
+fn a_pass_that_was_killed_goes_on_in_the_next_mount() {
+    let folder = tree();
+    let at = folder.path();
+    sh(at, "head -c 50000000 /dev/urandom >tree/random; tar -cf a.tar -C tree . ");
+    sh(at, "gzip -1 -k a.tar; split -b 3000000 a.tar part.; for p in part.*; do zstd -q -1 -c $p; done >b.tar.zst");
+    for title in ["a.tar.gz", "b.tar.zst"] {
+        let registry = ScriptedRegistry::start();
+        let packed = fs::read(at.join(title)).unwrap();
+        let size = packed.len() as u64;
+        assert!(size > 48 * MIB);
+        let fault = registry.fault(Matcher::blobs().touching(40 * MIB..40 * MIB + 1), Fault::Stall, ALWAYS);
+        let home = Home::new();
+        let mut mounted = one_layer(&registry, title, GZIP_TYPE, packed).home(&home).arg("--no-disk-cache").mount();
+        let path = mounted.join(&title[..1]);
+        let looking = std::thread::spawn(move || fs::read_dir(path).map(|entries| entries.count()));
+        let kept = |what: &str| {
+            let files = fs::read_dir(home.cache().join("eo-mount/checkpoints"));
+            let names = files.into_iter().flatten().map(|file| file.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.starts_with(what)).count()
+        };
+        assert!(wait_until(SOON, || fault.met() > 0 && kept("progress-") == 1 && kept("pass-") == 1));
+        mounted.kill();
+        let _ = looking.join().unwrap();
+        drop(mounted);
+        registry.clear_faults();
+        registry.reset();
+
+        let mounted = call(&registry, "d:t").home(&home).args(["--no-disk-cache", "-v"]).mount();
+        assert!(fs::read_dir(mounted.join(&title[..1])).unwrap().count() > 0);
+        assert!(mounted.log().contains("goes on at byte"), "{}", mounted.log());
+        let ranges: Vec<_> =
+            registry.requests_of(Kind::Blob).iter().filter_map(|request| request.byte_range()).collect();
+        // Its first chunk tells what it is; the last ones whether it has a seek table.
+        let before = ranges.iter().filter(|range| range.start < 12 * MIB).map(|range| range.end - range.start);
+        assert!(before.sum::<u64>() <= 128 << 10, "{title}: {ranges:?}");
+        assert!(registry.blob_bytes() < size - 12 * MIB, "{title}: {} of {size}", registry.blob_bytes());
+        assert_eq!((kept("progress-"), kept("pass-"), kept("sha256-")), (0, 0, 1));
+        same(&mounted.join(&title[..1]), &at.join("tree"), title);
+        mounted.unmount();
+    }
+}
+
+#[test]
+fn what_is_left_of_a_pass_is_not_believed_when_it_is_damaged() {
+    let folder = tree();
+    let at = folder.path();
+    sh(at, "head -c 26000000 /dev/urandom >tree/random; tar -cf a.tar -C tree . ; gzip -1 -k a.tar");
+    let registry = ScriptedRegistry::start();
+    let packed = fs::read(at.join("a.tar.gz")).unwrap();
+    let home = Home::new();
+    let kept = home.cache().join("eo-mount/checkpoints");
+    let fault = Matcher::blobs().touching(24 * MIB..24 * MIB + 1);
+    let mut call = one_layer(&registry, "a.tar.gz", GZIP_TYPE, packed).home(&home);
+    let left = |prefix: &str| {
+        let mut files = fs::read_dir(&kept).into_iter().flatten().map(|file| file.unwrap().path());
+        files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(prefix))
+    };
+    type Damage = fn(&Path, &Path);
+    let damages: [Damage; 4] = [
+        |progress, _| {
+            let mut bytes = fs::read(progress).unwrap();
+            bytes[40] ^= 1;
+            fs::write(progress, bytes).unwrap();
+        },
+        |progress, _| fs::write(progress, b"EOPASS").unwrap(),
+        |_, pass| fs::write(pass, b"short").unwrap(),
+        // What the decoder would start with.
+        |_, pass| {
+            let length = fs::metadata(pass).unwrap().len() as usize;
+            fs::write(pass, vec![0x55; length]).unwrap();
+        },
+    ];
+    for damage in damages {
+        let stalled = registry.fault(fault.clone(), Fault::Stall, ALWAYS);
+        let mut mounted = call.mount();
+        let path = mounted.join("a");
+        let looking = std::thread::spawn(move || fs::read_dir(path).map(|entries| entries.count()));
+        assert!(wait_until(SOON, || stalled.met() > 0 && left("progress-").is_some()));
+        mounted.kill();
+        let _ = looking.join().unwrap();
+        registry.clear_faults();
+        damage(&left("progress-").unwrap(), &left("pass-").unwrap());
+        drop(mounted);
+        let mounted = self::call(&registry, "d:t").home(&home).arg("-v").mount();
+        same(&mounted.join("a"), &at.join("tree"), "after damage");
+        assert!(!mounted.log().contains("goes on at byte"), "{}", mounted.log());
+        assert!(left("progress-").is_none() && left("pass-").is_none());
+        mounted.unmount();
+        fs::remove_dir_all(home.cache().join("eo-mount")).unwrap();
+        call = self::call(&registry, "d:t").home(&home);
+    }
+}
+
 fn zip(at: &Path, script: &str) {
     let script = format!("import zipfile, os, sys\nos.chdir('tree')\n{script}");
     let mut python = Command::new("python3");
@@ -360,6 +457,67 @@ fn damaged_archives_are_errors_with_a_reason() {
     }
     assert_eq!(seen, 9);
     same(&mounted.join("good"), &at.join("tree"), "good");
+    mounted.unmount();
+}
+
+/// `zstd` writes a checksum behind each frame. Between two checkpoints gzip has none.
+#[test]
+fn a_blob_that_changes_after_the_pass_is_an_error_until_it_is_what_it_was() {
+    let folder = tree();
+    let at = folder.path();
+    sh(
+        at,
+        "tar -cf a.tar -C tree . ; split -b 3000000 a.tar part.; for p in part.*; do zstd -q -c $p; done >a.tar.zst",
+    );
+    let registry = ScriptedRegistry::start();
+    let packed = fs::read(at.join("a.tar.zst")).unwrap();
+    let home = Home::new();
+    let artifact = Artifact::new().layer(Some("a.tar.zst"), GZIP_TYPE, packed.clone());
+    let digest = artifact.layers()[0].digest.clone();
+    artifact.push(&registry, "d", "t");
+    let mounted = call(&registry, "d:t").home(&home).mount();
+    same(&mounted.join("a"), &at.join("tree"), "as it was");
+    mounted.unmount();
+    let mut changed = packed.clone();
+    changed[packed.len() / 8..].fill(0xff);
+    let shorter = packed[..packed.len() / 2].to_vec();
+    for (what, bytes) in [("changed", changed), ("shorter", shorter)] {
+        registry.put_blob_as(&digest, bytes);
+        let mounted = call(&registry, "d:t").home(&home).arg("--no-disk-cache").mount();
+        assert_eq!(fs::metadata(mounted.join("a/large")).unwrap().len(), 9_000_001, "{what}");
+        let error = fs::read(mounted.join("a/large")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{what}: {error}");
+        assert!(mounted.log().lines().any(|line| line.contains(&digest)), "{what}: {}", mounted.log());
+        registry.put_blob_as(&digest, packed.clone());
+        same(&mounted.join("a"), &at.join("tree"), what);
+        mounted.unmount();
+    }
+}
+
+#[test]
+fn what_follows_a_gap_of_zeros_is_not_shown_and_that_is_said() {
+    let folder = tree();
+    let at = folder.path();
+    sh(
+        at,
+        "tar -b 1 -cf a.tar -C tree empty link; tar -b 1 -cf b.tar -C tree deep; cat a.tar b.tar >c.tar; gzip -k c.tar",
+    );
+    let registry = ScriptedRegistry::start();
+    let mut artifact = Artifact::new();
+    for title in ["c.tar", "c.tar.gz"] {
+        artifact = artifact.layer(
+            Some(&title.replace('c', &title.len().to_string())),
+            GZIP_TYPE,
+            fs::read(at.join(title)).unwrap(),
+        );
+    }
+    artifact.push(&registry, "d", "t");
+    let mounted = call(&registry, "d:t").mount();
+    for layer in ["5", "8"] {
+        assert_eq!(listing(&mounted.join(layer)).len(), 2, "{layer}");
+    }
+    let said = |line: &&str| line.contains("bytes follow the end of the archive") && line.contains("tar -i");
+    assert_eq!(mounted.log().lines().filter(said).count(), 2, "{}", mounted.log());
     mounted.unmount();
 }
 

@@ -75,6 +75,8 @@ fn files_and_layers_tell_what_is_cached_and_checked() {
     let data = Data::new(&[10_000], 4);
     let mounted = data.mount();
     let (layer, file) = (mounted.join("10000"), mounted.join("10000").join(S2));
+    // Who opens a path without that is taken for a reader of all.
+    assert!(fs::read_dir(&layer).unwrap().count() > 0);
     for path in [&layer, &file] {
         assert_eq!(xattr(path, "user.eo.verified").as_deref(), Some("unverified"));
         assert_eq!(xattr(path, "user.eo.cached-bytes").as_deref(), Some("0"));
@@ -106,7 +108,8 @@ fn a_blob_that_is_not_its_digest_is_noticed_when_it_is_whole_and_never_read_agai
     let _ = fs::read(&file);
     let noticed = || mounted.log().lines().any(|line| line.matches("sha256:").count() == 2 && line.contains("ERROR"));
     assert!(wait_until(LONG, noticed), "{}", mounted.log());
-    forget_pages(&file);
+    // Also of what the kernel has kept.
+    assert!(wait_until(LONG, || pread(&file, 0..4096).is_err()), "{}", mounted.log());
     assert_eq!(errno(pread(&file, 0..4096)), Errno::IO);
     assert_eq!(xattr(&file, "user.eo.verified").as_deref(), Some("unverified"));
     // The registry is right again: all of it is fetched, checked and read.
@@ -179,6 +182,28 @@ fn a_folder_that_becomes_read_only_or_goes_away_is_done_without() {
         fs::create_dir_all(data.folder()).unwrap();
         mount(&["-t", "tmpfs", "-o", "size=64m,ro", "tmpfs"], &data.folder());
         data.expect_all(&mounted);
+    });
+}
+
+#[test]
+fn a_cache_folder_that_is_read_only_is_read() {
+    alone("a_cache_folder_that_is_read_only_is_read", || {
+        let data = Data::new(&[10_000, 10_001], 4);
+        let first = data.mount();
+        data.expect_layer(&first, 0);
+        wait_verified(&first.join("10000"), "blob");
+        mount(&["--bind", "-o", "ro", &data.folder().to_string_lossy()], &data.folder());
+        mount(&["-o", "remount,bind,ro"], &data.folder());
+        fs::write(data.folder().join("x"), "").expect_err("it is read-only");
+        forget_all(&first, &data);
+        data.expect_all(&first);
+        first.unmount();
+        data.registry.reset();
+        let second = data.mount();
+        data.expect_layer(&second, 0);
+        assert_eq!(data.registry.blob_requests(), 0);
+        data.expect_layer(&second, 1);
+        assert!(second.log().contains("what is in it is used, and nothing is added"), "{}", second.log());
     });
 }
 

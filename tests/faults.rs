@@ -189,6 +189,19 @@ fn a_server_that_asks_for_patience_gets_it() {
     }
 }
 
+#[test]
+fn five_seconds_of_503_are_outlasted() {
+    let scene = Scene::with("60s");
+    scene.expect_list("10000");
+    let script = scene.registry.fault(Matcher::blob(&scene.digest), Fault::status(503), ALWAYS);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| scene.expect_read());
+        thread::sleep(Duration::from_secs(5));
+        assert!(script.met() > 1 && !reader.is_finished());
+        scene.registry.clear_faults();
+    });
+}
+
 // Manifests and configs.
 
 #[test]
@@ -213,8 +226,8 @@ fn a_config_that_cannot_be_had_is_said_in_one_line() {
         (Fault::status(403), "403 Forbidden"),
         (Fault::status(500), "500 Internal Server Error"),
         (Fault::HangUp, "the connection broke"),
-        (Fault::Stall, "no answer within 3s"),
-        (Fault::StallAfter(0), "no answer within 3s"),
+        (Fault::Stall, "within 3s"),
+        (Fault::StallAfter(0), "within 3s"),
         (Fault::GarbageBody, "the registry announces"),
         (Fault::WrongContentRange, "the registry answers with"),
         (Fault::ContentRangeMissing, "the registry answers with"),
@@ -263,7 +276,7 @@ fn a_manifest_without_end_is_not_read_to_its_end() {
     registry.put_manifest("pastis", "t", huge.to_string());
     registry.fault(Matcher::manifests(), Fault::NoLength, ALWAYS);
     let refused = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), registry.reference("pastis:t")).output();
-    one_line(&refused, "larger than 4194304 bytes");
+    one_line(&refused, "larger than the 4 MiB");
     let sent: u64 = registry.requests().iter().map(|request| request.sent).sum();
     assert!(sent < 32 << 20, "{sent} bytes were sent");
 }
@@ -398,6 +411,8 @@ fn a_thousand_reads_of_a_dead_registry_end_in_time() {
         readers.into_iter().map(|reader| reader.join().unwrap()).max().unwrap()
     });
     assert!(longest < SOON, "{longest:?}");
+    let peak = mounted.peak_resident_bytes();
+    assert!(peak < 96 << 20, "{peak} bytes were resident");
     registry.clear_faults();
     assert_eq!(pread(mounted.join("noise"), 0..4096).unwrap(), bytes[..4096]);
     drop(file);
@@ -412,8 +427,9 @@ fn a_signal_ends_a_mount_whose_registry_is_dead() {
     let Scene { mut mounted, tar, .. } = scene;
     let readers: Vec<_> = tar.members().iter().map(|member| cat(&mounted.join("10000").join(&member.path))).collect();
     assert!(wait_until(LONG, || script.met() >= 4));
+    // Five seconds are promised, and as many are left to a busy machine.
     mounted.signal(Signal::TERM);
-    assert!(mounted.wait_ended(SOON).is_some(), "{}", mounted.log());
+    assert!(mounted.wait_ended(Duration::from_secs(10)).is_some(), "{}", mounted.log());
     assert!(mounted.mount_entry().is_none());
     for mut reader in readers {
         assert!(wait_until(SOON, || reader.0.try_wait().unwrap().is_some()), "a reader hangs");

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From low to high.
-const LAYERS: [&[&str]; 4] = [&["error", "oci", "index"], &["registry", "blob", "cache"], &["mount"], &["fuse", "cli"]];
+const LAYERS: [&[&str]; 4] =
+    [&["error", "oci", "index"], &["registry", "blob", "cache"], &["mount", "transfer"], &["fuse", "cli"]];
 /// Crates that only one module may use, and what must not appear in the core.
 const OWNERS: [(&str, &str); 2] = [("clap", "cli"), ("fuser", "fuse")];
 const NOT_IN_CORE: [&str; 5] = ["tokio", "std::fs", "std::time::Instant", "std::thread", "std::net::TcpStream"];

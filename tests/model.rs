@@ -119,7 +119,9 @@ fn check(model: Model, tar: Vec<u8>, tasks: Vec<Vec<Wish>>) -> Result<(), TestCa
 fn options() -> Options {
     Options {
         plain_http: false,
+        access: Default::default(),
         offline: false,
+        platform: None,
         cache_dir: None,
         memory: MEMORY,
         timeout: Duration::from_secs(60),

@@ -153,6 +153,20 @@ fn what_fails_is_named_and_the_rest_fetched_and_the_next_call_fetches_only_that(
 }
 
 #[test]
+fn what_has_another_digest_is_named() {
+    let dataset = Dataset::patches();
+    let wrong = Matcher::blob(&dataset.digests[0]).touching(6 * MIB..6 * MIB + 1);
+    dataset.registry.fault(wrong, Fault::WrongBytes, ALWAYS);
+    let said = dataset.call(&[], &["--all"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    let named = |line: &str| line.starts_with("eo-mount: 10000: ") && line.contains("has another digest");
+    assert!(said.stderr.lines().any(named), "{}", said.stderr);
+    dataset.registry.clear_faults();
+    let again = dataset.fetch(&["--all"]);
+    assert!(number(&again, "fetched") >= dataset.sizes[0], "{again}");
+}
+
+#[test]
 fn a_call_that_was_killed_is_gone_on_with() {
     let dataset = Dataset::patches();
     // All but one piece comes.

@@ -10,9 +10,7 @@ use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar_plan};
 use eo_mount_testing::scripted_registry::CONFIG_TYPE;
 use eo_mount_testing::scripted_registry::profiles::{self, Parts, Profile};
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{
-    ALWAYS, Artifact, EoMount, Fault, Finished, Kind, Matcher, Mounted, Nginx, ScriptedRegistry, run, sha256,
-};
+use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Finished, Kind, Matcher, Mounted, ScriptedRegistry, run};
 
 const CONFIG: &str = r#"{"dataset":"PASTIS"}"#;
 /// Everything ends sooner, by far.
@@ -420,85 +418,6 @@ fn registries_conf_rewrites_locations_names_mirrors_and_blocks() {
     std::fs::write(conf.path(), "[[registry]").unwrap();
     let refused = call("data.example/eo/pastis:t").output();
     assert!(refused.code != 0 && refused.stderr.contains("not a valid registries.conf"), "{}", refused.stderr);
-}
-
-// nginx, the real one.
-
-#[test]
-fn links_of_nginx_that_expire_after_two_seconds_are_resolved_anew_and_no_reader_sees_it() {
-    const LIFE: u64 = 2;
-    let scene = Scene::new();
-    let nginx = Nginx::start(
-        "",
-        "location /blobs/ { secure_link $arg_md5,$arg_expires; secure_link_md5 \"$secure_link_expires$uri secret\"; \
-         if ($secure_link = \"\") { return 403; } if ($secure_link = \"0\") { return 410; } }",
-    );
-    let blobs = nginx.root().join("blobs");
-    std::fs::create_dir(&blobs).unwrap();
-    for (layer, tar) in scene.layers.iter().zip(&scene.tars) {
-        std::fs::write(blobs.join(&layer["sha256:".len()..]), tar.to_bytes()).unwrap();
-    }
-    std::fs::write(blobs.join(&sha256(CONFIG.as_bytes())["sha256:".len()..]), CONFIG).unwrap();
-    let address = nginx.address();
-    scene.registry.redirect_blobs(move |digest| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        let (expires, uri) = (now + LIFE, format!("/blobs/{}", &digest["sha256:".len()..]));
-        let md5 = Nginx::secure_link(&format!("{expires}{uri} secret"));
-        format!("http://{address}{uri}?md5={md5}&expires={expires}")
-    });
-    let mounted = scene.call().arg("--no-disk-cache").mount();
-    let member = &scene.tars[0].members()[0];
-    let at = mounted.join("10000").join(&member.path);
-    let (start, size) = (std::time::Instant::now(), member.data.end - member.data.start);
-    let mut reads = 0;
-    while start.elapsed() < Duration::from_secs(3 * LIFE) {
-        let piece = (reads * 70_000) % (size - 100);
-        let expected = scene.tars[0].read(member.data.start + piece..member.data.start + piece + 100);
-        forget_pages(&at);
-        assert!(pread(&at, piece..piece + 100).unwrap() == expected);
-        std::thread::sleep(Duration::from_millis(100));
-        reads += 1;
-    }
-    scene.compare(&mounted);
-    for layer in &scene.layers {
-        let resolved =
-            scene.registry.requests().iter().filter(|request| request.digest() == Some(layer)).count() as u64;
-        let expired = start.elapsed().as_secs() / LIFE;
-        assert!((1..=expired + 2).contains(&resolved), "{resolved} requests for {layer}");
-    }
-}
-
-#[test]
-fn a_registry_whose_requests_nginx_limits_is_read_whole() {
-    let scene = Scene::new();
-    let nginx = Nginx::start(
-        "limit_req_zone $server_name zone=all:1m rate=10r/s;",
-        &format!(
-            "limit_req zone=all; limit_req_status 429; add_header Retry-After 1 always; \
-             location / {{ proxy_pass http://{}; }}",
-            scene.registry.address()
-        ),
-    );
-    let reference = format!("{}/pastis:t", nginx.address());
-    let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), reference).args(["--timeout", "60s", "-v"]).mount();
-    scene.compare(&mounted);
-}
-
-#[test]
-fn a_registry_behind_an_nginx_that_caches_and_drops_ranges_is_read_whole() {
-    let scene = Scene::new();
-    let cache = tempfile::tempdir().unwrap();
-    let nginx = Nginx::start(
-        &format!("proxy_cache_path {}/cache keys_zone=blobs:1m;", cache.path().display()),
-        &format!(
-            "max_ranges 0; location / {{ proxy_pass http://{}; proxy_cache blobs; proxy_cache_valid 200 1h; \
-             gzip on; gzip_types *; gzip_proxied any; }}",
-            scene.registry.address()
-        ),
-    );
-    let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), format!("{}/pastis:t", nginx.address())).mount();
-    scene.compare(&mounted);
-    assert!(mounted.log().contains("does not support range requests"), "{}", mounted.log());
 }
 
 // HTTP/2.

@@ -117,13 +117,37 @@ impl<'a> Case<'a> {
 /// Runs the cases that were asked for.
 pub struct Bench {
     only: Vec<String>,
-    runs: usize,
+    runs: Runs,
     report: Report,
+}
+
+/// How often: `5 tile=1` is five times, but those whose keys have `tile` once.
+pub struct Runs {
+    usual: usize,
+    of: Vec<(String, usize)>,
+}
+
+impl Runs {
+    /// None for what is no such list.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut runs = Self { usual: 5, of: Vec::new() };
+        for word in text.split_whitespace() {
+            match word.split_once('=') {
+                Some((key, number)) => runs.of.push((key.to_owned(), number.parse().ok()?)),
+                None => runs.usual = word.parse().ok()?,
+            }
+        }
+        Some(runs)
+    }
+
+    fn of(&self, key: &str) -> usize {
+        self.of.iter().find(|(part, _)| key.contains(part.as_str())).map_or(self.usual, |(_, runs)| *runs)
+    }
 }
 
 impl Bench {
     /// `only`: parts of keys; empty for all.
-    pub fn new(only: Vec<String>, runs: usize, report: Report) -> Self {
+    pub fn new(only: Vec<String>, runs: Runs, report: Report) -> Self {
         Self { only, runs, report }
     }
 
@@ -144,10 +168,12 @@ impl Bench {
             .iter()
             .map(|contestant| Row { name: contestant.name.into(), note: contestant.note.into(), runs: Vec::new() })
             .collect();
-        for run in 0..self.runs {
+        for run in 0..self.runs.of(case.key) {
             // In turn, so that whatever else the machine does meets all of them.
             for (contestant, row) in case.contestants.iter_mut().zip(&mut rows) {
                 if run == 0 || !contestant.once {
+                    // What the one before wrote is not to be this one's burden.
+                    rustix::fs::sync();
                     let figures = (contestant.measure)();
                     eprintln!("    {}: {figures}", contestant.name);
                     row.runs.push(figures);
@@ -156,8 +182,8 @@ impl Bench {
         }
         let goals: Vec<GoalRecord> = case.goals.iter().map(|goal| goal.judge(&Medians { rows: &rows })).collect();
         for goal in &goals {
-            let GoalRecord { says, value, .. } = goal;
-            eprintln!("    {says}: {value}");
+            let GoalRecord { says, value, met } = goal;
+            eprintln!("    {} {says}: {value}", if *met { "PASS" } else { "MISS" });
         }
         let record = CaseRecord { title: case.title, what: case.what, busy, rows, goals };
         self.report.put(case.key, record);
@@ -180,6 +206,14 @@ impl Medians<'_> {
 
     pub fn bytes(&self, name: &str) -> f64 {
         self.row(name).bytes().unwrap_or(f64::NAN)
+    }
+
+    pub fn memory(&self, name: &str) -> f64 {
+        self.row(name).memory().unwrap_or(f64::NAN)
+    }
+
+    pub fn disk(&self, name: &str) -> f64 {
+        self.row(name).disk().unwrap_or(f64::NAN)
     }
 
     fn row(&self, name: &str) -> &Row {
@@ -229,4 +263,17 @@ fn busy_seconds() -> f64 {
     let busy = all.enumerate().filter(|(place, _)| !matches!(place, 3 | 4)).take(6);
     let ticks: f64 = busy.filter_map(|(_, ticks)| ticks.parse::<f64>().ok()).sum();
     ticks / rustix::param::clock_ticks_per_second() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Runs;
+
+    #[test]
+    fn a_case_may_run_more_seldom_than_others() {
+        let runs = Runs::parse("3 soak=1 tile=2").unwrap();
+        assert_eq!(["patch", "soak", "tile-scripted"].map(|key| runs.of(key)), [3, 1, 2]);
+        assert_eq!(Runs::parse("").unwrap().of("patch"), 5);
+        assert!(Runs::parse("often").is_none() && Runs::parse("tile=often").is_none());
+    }
 }

@@ -5,13 +5,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use eo_mount_testing::mount_table::mounts_at;
-use eo_mount_testing::tools::project;
+use eo_mount_testing::tools::{oras, project};
 use eo_mount_testing::wait::wait_until;
 
 use crate::report::Setting;
 
 /// Debian's, which GDAL's module is for.
-const PYTHON: &str = "/usr/bin/python3";
+pub const PYTHON: &str = "/usr/bin/python3";
 /// No peer takes longer for anything here, in seconds.
 const PATIENCE: &str = "1200";
 
@@ -40,6 +40,8 @@ fn all() -> Vec<(&'static str, Command, &'static str)> {
         ("distribution 3", command(distribution_3(), &["--version"]), "make bench (builds it with Go)"),
         ("GDAL", command(PYTHON.into(), &["-c", gdal]), "apt-get install python3-gdal"),
         ("ratarmount", command(ratarmount_program(), &["--version"]), "make bench (a Python environment)"),
+        ("oras", command(oras(), &["version"]), "make test-tools (builds it with Go)"),
+        ("fio", command("fio".into(), &["--version"]), "apt-get install fio"),
         ("ab", command("ab".into(), &["-V"]), "apt-get install apache2-utils"),
         ("curl", command("curl".into(), &["--version"]), "apt-get install curl"),
         ("zcat", command("zcat".into(), &["--version"]), "apt-get install gzip"),
@@ -63,8 +65,10 @@ pub fn versions() -> Result<Setting, Vec<String>> {
 
 /// The first word that has a digit and a point.
 fn version_in(text: &str) -> Option<String> {
-    let is_version =
-        |word: &&str| word.contains('.') && word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+    let is_version = |word: &&str| {
+        word.contains('.')
+            && word.trim_start_matches("fio-").trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit())
+    };
     text.split_whitespace().find(is_version).map(|word| word.trim_end_matches(',').to_owned())
 }
 
@@ -87,26 +91,33 @@ pub fn gdal_list(urls: &[String], files: usize) -> f64 {
     seconds
 }
 
-/// Mounts an archive with ratarmount, its index in memory, and lists it. Seconds.
+/// Mounts an archive with ratarmount and lists it. Seconds.
 pub fn ratarmount_list(url: &str, files: usize) -> f64 {
+    let mut found = 0;
+    let seconds = ratarmount(&[url.to_owned()], |folder| found = list(folder));
+    assert_eq!(found, files, "files in ratarmount's mount");
+    seconds
+}
+
+/// Mounts archives over one another with ratarmount, their indexes in memory, and does something there. Seconds.
+pub fn ratarmount(urls: &[String], work: impl FnOnce(&Path)) -> f64 {
     let home = tempfile::tempdir().expect("a temporary directory");
     let mountpoint = home.path().canonicalize().expect("a directory that was just made").join("mnt");
     std::fs::create_dir(&mountpoint).expect("a temporary directory can be written");
     let start = Instant::now();
     let mut command = patient(ratarmount_program());
-    command.args(["--foreground", "--index-file", ":memory:", url]).arg(&mountpoint).env("HOME", home.path());
+    command.args(["--foreground", "--index-file", ":memory:"]).args(urls).arg(&mountpoint).env("HOME", home.path());
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("ratarmount can be started");
     let mut ended = false;
     let mounted = wait_until(Duration::from_secs(1200), || {
         ended = child.try_wait().expect("one's own child can be waited for").is_some();
         ended || !mounts_at(&mountpoint).is_empty()
     });
-    assert!(mounted && !ended, "ratarmount does not mount {url}");
-    let found = list(&mountpoint);
+    assert!(mounted && !ended, "ratarmount does not mount {urls:?}");
+    work(&mountpoint);
     let seconds = start.elapsed().as_secs_f64();
     said(patient("fusermount3").arg("-u").arg(&mountpoint));
     child.wait().expect("one's own child can be waited for");
-    assert_eq!(found, files, "files in ratarmount's mount");
     seconds
 }
 
@@ -157,7 +168,7 @@ pub fn find(folder: &Path) -> usize {
 }
 
 /// With an end, and straight to the registry.
-fn patient(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn patient(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("timeout");
     command.arg(PATIENCE).arg(program).stdin(Stdio::null()).env("LC_ALL", "C");
     for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
@@ -186,6 +197,8 @@ mod tests {
             ("This is ApacheBench, Version 2.3 <$Revision: 1923142 $>", "2.3"),
             ("ratarmount 1.3.0\n\nLevel 2", "1.3.0"),
             ("3.6.2\n", "3.6.2"),
+            ("Version:        1.3.3+unknown\nGo version:     go1.25.5\n", "1.3.3+unknown"),
+            ("fio-3.33\n", "fio-3.33"),
         ];
         for (text, version) in cases {
             assert_eq!(version_in(text).as_deref(), Some(version));

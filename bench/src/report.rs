@@ -21,7 +21,24 @@ pub struct Figures {
     /// Bytes from the registry, HTTP's headers included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Resident memory of the process that serves the mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Bytes of disk in the cache folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
 }
+
+/// A head, and what a row has to say below it.
+type Column = (&'static str, fn(&Row) -> Option<String>);
+
+/// In those tables where somebody has something to say.
+const COLUMNS: [Column; 4] = [
+    ("requests", |row| row.requests().map(count)),
+    ("from the registry", |row| row.bytes().map(bytes)),
+    ("memory", |row| row.memory().map(bytes)),
+    ("cache folder", |row| row.disk().map(bytes)),
+];
 
 fn to_microseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((seconds * 1e6).round() / 1e6)
@@ -80,7 +97,7 @@ impl Report {
         let before = std::fs::read(folder.join("benchmarks.json")).ok();
         let before: Option<Record> = before.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let record = match before {
-            Some(before) if before.setting == setting => before,
+            Some(before) if agree(&before.setting, &setting) => Record { setting, ..before },
             Some(_) => {
                 eprintln!("Another machine or other peers than before: the earlier figures are dropped");
                 Record { setting, ..Record::default() }
@@ -138,16 +155,16 @@ Other programs kept {:.1} cores busy when this began.",
                 ),
             );
         }
-        text.push_str("\n| | time | requests | from the registry | runs | |\n|---|---|---|---|---|---|\n");
+        let shown = |(_, of): &&Column| self.rows.iter().any(|row| of(row).is_some());
+        let columns: Vec<_> = COLUMNS.iter().filter(shown).collect();
+        let heads: String = columns.iter().map(|(head, _)| format!("{head} | ")).collect();
+        line(text, format_args!("\n| | time | {heads}runs | |\n|---|---|{}---|---|", "---|".repeat(columns.len())));
         for row in &self.rows {
             let Row { name, note, runs } = row;
-            let requests = row.requests().map(count).unwrap_or_default();
-            let from_registry = row.bytes().map(bytes).unwrap_or_default();
-            let times = row.seconds() / own;
-            line(
-                text,
-                format_args!("| {name} | {times:.2} | {requests} | {from_registry} | {} | {note} |", runs.len()),
-            );
+            let cells: String = columns.iter().map(|(_, of)| format!("{} | ", of(row).unwrap_or_default())).collect();
+            // A row that tells something else takes no time.
+            let times = if row.seconds() > 0.0 { format!("{:.2}", row.seconds() / own) } else { String::new() };
+            line(text, format_args!("| {name} | {times} | {cells}{} | {note} |", runs.len()));
         }
         text.push('\n');
         for GoalRecord { says, value, met } in &self.goals {
@@ -156,6 +173,11 @@ Other programs kept {:.1} cores busy when this began.",
         }
         text.push('\n');
     }
+}
+
+/// The same machine with the same versions, as far as both know: a new case may bring a new peer.
+fn agree(before: &Setting, now: &Setting) -> bool {
+    before.iter().all(|(what, which)| now.iter().all(|(known, version)| known != what || version == which))
 }
 
 fn line(text: &mut String, arguments: fmt::Arguments<'_>) {
@@ -169,11 +191,23 @@ impl Row {
     }
 
     pub fn requests(&self) -> Option<f64> {
-        median(self.runs.iter().filter_map(|run| run.requests).map(|requests| requests as f64))
+        self.median(|run| run.requests)
     }
 
     pub fn bytes(&self) -> Option<f64> {
-        median(self.runs.iter().filter_map(|run| run.bytes).map(|bytes| bytes as f64))
+        self.median(|run| run.bytes)
+    }
+
+    pub fn memory(&self) -> Option<f64> {
+        self.median(|run| run.memory)
+    }
+
+    pub fn disk(&self) -> Option<f64> {
+        self.median(|run| run.disk)
+    }
+
+    fn median(&self, of: impl Fn(&Figures) -> Option<u64>) -> Option<f64> {
+        median(self.runs.iter().filter_map(of).map(|number| number as f64))
     }
 }
 
@@ -186,14 +220,20 @@ fn median(numbers: impl Iterator<Item = f64>) -> Option<f64> {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3} s", self.seconds)?;
+        match self.seconds {
+            0.0 => f.write_str("–")?,
+            seconds if seconds < 0.01 => write!(f, "{:.1} µs", 1e6 * seconds)?,
+            seconds => write!(f, "{seconds:.3} s")?,
+        }
         if let Some(requests) = self.requests {
             write!(f, ", {requests} requests")?;
         }
-        match self.bytes {
-            Some(number) => write!(f, ", {}", bytes(number as f64)),
-            None => Ok(()),
+        for (number, what) in [(self.bytes, ""), (self.memory, " of memory"), (self.disk, " in the cache folder")] {
+            if let Some(number) = number {
+                write!(f, ", {}{what}", bytes(number as f64))?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -210,7 +250,7 @@ pub fn count(number: f64) -> String {
     text
 }
 
-/// In units of ten.
+/// In units of a thousand.
 pub fn bytes(number: f64) -> String {
     match number {
         number if number < 1e6 => format!("{:.0} KB", number / 1e3),

@@ -8,7 +8,7 @@ use eo_mount_testing::fixtures::VirtualTar;
 use eo_mount_testing::scripted_registry::ScriptedRegistry;
 use eo_mount_testing::tools::{project, python};
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{Descriptor, EoMount, Link, Mounted, Shape, sha256};
+use eo_mount_testing::{Cuts, Descriptor, EoMount, Link, Mounted, Shape, sha256};
 
 use crate::peers;
 use crate::report::Figures;
@@ -20,8 +20,46 @@ pub const LINK: &str = "20 ms and 1 Gbit/s";
 const QUIET: Duration = Duration::from_millis(150);
 
 pub fn link(registry: impl AsRef<str>) -> Link {
-    let round_trip = Duration::from_millis(20);
-    Link::new(registry, Shape { round_trip, bits_per_second: Some(1_000_000_000), ..Shape::default() })
+    Line::Fast.to(registry)
+}
+
+/// The links of the read cases.
+#[derive(Debug, Clone, Copy)]
+pub enum Line {
+    /// A plain relay that counts.
+    Loopback,
+    /// [`LINK`].
+    Fast,
+    /// As object stores are: one connection does not fill it.
+    Capped,
+    /// Long, slow, and it breaks.
+    Bad,
+}
+
+impl Line {
+    pub fn says(self) -> &'static str {
+        match self {
+            Self::Loopback => "Loopback",
+            Self::Fast => LINK,
+            Self::Capped => "20 ms and 1 Gbit/s, of which one connection gets 200 Mbit/s",
+            Self::Bad => "80 ms and 100 Mbit/s, and of the requests for 1 MiB 0.5 % are cut",
+        }
+    }
+
+    pub fn to(self, registry: impl AsRef<str>) -> Link {
+        let (round_trip, megabits) = match self {
+            Self::Loopback => return Link::new(registry, Shape::default()),
+            Self::Fast | Self::Capped => (20, 1000),
+            Self::Bad => (80, 100),
+        };
+        let shape = Shape {
+            round_trip: Duration::from_millis(round_trip),
+            bits_per_second: Some(megabits * 1_000_000),
+            per_connection: matches!(self, Self::Capped).then_some(200_000_000),
+            cuts: matches!(self, Self::Bad).then_some(Cuts { seed: 1, per_mebibyte: 0.005 }),
+        };
+        Link::new(registry, shape)
+    }
 }
 
 /// `http://…/v2/<repository>/blobs/<digest>` over the link.
@@ -73,7 +111,17 @@ pub fn counted(link: &Link, work: impl FnOnce() -> f64) -> Figures {
     let before = settle();
     let seconds = work();
     let after = settle();
-    Figures { seconds, requests: Some(after.0 - before.0), bytes: Some(after.1 - before.1) }
+    let (requests, bytes) = (Some(after.0 - before.0), Some(after.1 - before.1));
+    Figures { seconds, requests, bytes, ..Figures::default() }
+}
+
+/// proc(5), `/proc/pid/stat`: fields 14 and 15, in ticks.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat =
+        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).expect("a living process");
+    let (_, fields) = stat.rsplit_once(") ").expect("the name stands in parentheses");
+    let ticks: f64 = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    ticks / rustix::param::clock_ticks_per_second() as f64
 }
 
 /// A blob that exists as a plan only. Its digest is its name's: nobody reads all of it.

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 
 use super::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, REF_NAME};
+use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Listed, REF_NAME};
 
 pub struct Layout {
     reference: LayoutReference,
@@ -45,13 +45,13 @@ impl Layout {
         let Document::Index(index) = Document::parse(&bytes, &object)? else {
             return Err(self.no_layout());
         };
-        let tag_of = |descriptor: &Descriptor| descriptor.annotations.get(REF_NAME).cloned();
+        let tag_of = |listed: &Listed| listed.descriptor.annotations.get(REF_NAME).cloned();
         let mut found = match &self.reference.tag {
             Some(tag) => index.manifests.iter().filter(|m| tag_of(m).as_ref() == Some(tag)).collect::<Vec<_>>(),
             None => index.manifests.iter().collect(),
         };
         match (found.pop(), found.is_empty()) {
-            (Some(descriptor), true) => Ok(descriptor.digest.clone()),
+            (Some(listed), true) => Ok(listed.descriptor.digest.clone()),
             (found, _) => {
                 let tags: Vec<_> = index.manifests.iter().take(10).filter_map(tag_of).collect();
                 let cause = match found {

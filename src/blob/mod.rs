@@ -3,6 +3,7 @@
 
 mod background;
 pub mod content;
+mod described;
 mod headers;
 mod layout;
 mod offline;
@@ -16,6 +17,7 @@ use futures_util::future::BoxFuture;
 
 pub use background::Background;
 pub use content::Compression;
+pub use described::Described;
 pub use headers::Headers;
 pub use layout::Layout;
 pub use offline::Offline;
@@ -47,5 +49,17 @@ pub trait BlobSource: Send + Sync {
     ) -> BoxFuture<'a, Result<Bytes>> {
         let _ = file;
         self.read(blob, range)
+    }
+
+    /// Somebody seems to come who will read this range: fetches it, and waits until it is there. False: no more may be
+    /// fetched so.
+    fn expect<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, bool> {
+        let _ = (blob, range);
+        Box::pin(std::future::ready(false))
+    }
+
+    /// Whoever has read one of these to its end goes on with the next: who fetches ahead wants to know.
+    fn in_order(&self, blobs: Vec<Descriptor>) {
+        let _ = blobs;
     }
 }

@@ -1,19 +1,26 @@
 //! Read-ahead for sequential readers, seen in blob offsets: the members of an archive read one after the other are
-//! one stream, so that small files cost no round trip each. What is fetched in vain has a bound: see [`ALLOWANCE`].
+//! one stream, so that small files cost no round trip each, and so are layers read one after the other. What is fetched in
+//! vain has a bound: see [`ALLOWANCE`].
+
+mod order;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::BlobSource;
-use crate::cache::ChunkCache;
+use crate::cache::{CHUNK, ChunkCache};
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
+use order::{Order, Place};
 
 /// A stream may skip this much: tar and PAX headers, padding and all, between two members.
 const GAP: u64 = 8 << 10;
+/// What is left of a blob behind its last file when this much is: the end of an archive, padded to 10 KiB.
+const TAIL: u64 = 16 << 10;
 /// The kernel's own read-ahead sends its requests out of order within this distance.
 const DISORDER: u64 = 256 << 10;
 /// What has read this much of a file from its start reads all of it, more often than not; below, it may be a program
@@ -24,6 +31,8 @@ const SHARE: u64 = 5;
 /// And this much besides, once: what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until it
 /// has earned that.
 const ALLOWANCE: u64 = 3 << 20;
+/// And this much, once, for readers that were expected and have not come.
+const EXPECTED: u64 = 9 << 20;
 /// The longest window, in bytes.
 const LARGEST_WINDOW: u64 = 8 << 20;
 /// A window is fetched in so many requests: where one connection is slow, many are not.
@@ -54,19 +63,26 @@ impl ReadAhead {
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<Bytes>> {
         let largest_window = self.largest_window.min(self.cache.room());
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let ahead = streams.note(blob, file, range.clone(), largest_window);
+        let mut streams = self.streams();
+        let place = streams.order.place(blob);
+        let ahead = streams.note(&place, file, range.clone(), largest_window);
+        let pieces = ahead.map(|Ahead { range, step }| (streams.order.pieces(&place, blob, range), step));
         drop(streams);
         // The reader's own request goes first.
         let read = self.cache.read(blob, range);
-        if let Some(Ahead { mut range, step }) = ahead {
+        let Some((pieces, step)) = pieces else { return read };
+        for (blob, mut range) in pieces {
             while range.start < range.end {
                 let end = range.start.saturating_add(step).min(range.end);
-                self.cache.prefetch(blob, range.start..end);
+                self.cache.prefetch(&blob, range.start..end);
                 range.start = end;
             }
         }
         read
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,6 +99,22 @@ impl BlobSource for ReadAhead {
     ) -> BoxFuture<'a, Result<Bytes>> {
         self.read_ahead(blob, Some(file), range)
     }
+
+    fn expect<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, bool> {
+        let room = self.largest_window.min(self.cache.room());
+        let mut streams = self.streams();
+        let place = streams.order.place(blob);
+        let length = range.end.saturating_sub(range.start);
+        if length == 0 || length > room || !streams.expect(&place, &range) {
+            return std::future::ready(false).boxed();
+        }
+        drop(streams);
+        self.cache.prefetched(blob, range).map(|()| true).boxed()
+    }
+
+    fn in_order(&self, blobs: Vec<Descriptor>) {
+        self.streams().order = Order::new(blobs);
+    }
 }
 
 /// What to fetch ahead, in requests of `step` bytes.
@@ -92,9 +124,10 @@ struct Ahead {
     step: u64,
 }
 
-/// One sequential reader.
+/// One sequential reader. Its positions are those of [`Order`].
 struct Stream {
-    blob: Digest,
+    /// Where blobs lie one behind the other: none.
+    blob: Option<Digest>,
     /// Where it began, and where it goes on.
     begin: u64,
     next: u64,
@@ -108,18 +141,27 @@ struct Stream {
     from_start: bool,
     /// It has gone on from one file to the next: what it reads is the archive.
     crossed: bool,
-    /// Bytes fetched past the end of its first file.
+    /// End of the blob that it is in.
+    blob_end: u64,
+    /// It has gone on from one blob to the next: what it reads is all of them.
+    crossed_blobs: bool,
+    /// Bytes fetched past the end of its first file, or of its first blob.
     past: u64,
+    /// Bytes fetched before it came: it has not come yet.
+    expected: u64,
 }
 
 #[derive(Default)]
 struct Streams {
+    order: Order,
     /// The most recently used last.
     streams: Vec<Stream>,
     /// Bytes read, by all.
     read: u64,
     /// Bytes fetched ahead and not read, by streams that go on and by those that ended.
     unread: u64,
+    /// Bytes fetched for readers that have not come.
+    expected: u64,
     /// Bytes fetched past the ends of files whose readers have not gone on to the next one.
     past: u64,
 }
@@ -128,39 +170,88 @@ impl Streams {
     /// Takes note of a read, in `file` if that is known, and says what to fetch ahead of it.
     fn note(
         &mut self,
-        blob: &Descriptor,
+        place: &Place,
         file: Option<Range<u64>>,
         read: Range<u64>,
         largest_window: u64,
     ) -> Option<Ahead> {
         self.read = self.read.saturating_add(read.end.saturating_sub(read.start));
-        let mut stream = self.advance(&blob.digest, &read);
+        let mut read = place.start.saturating_add(read.start)..place.start.saturating_add(read.end);
+        if read.end.saturating_add(TAIL) >= place.end && file.is_some() {
+            // There is no file behind it.
+            read.end = place.end;
+        }
+        let mut stream = self.advance(place, &read);
         if let Some(file) = file {
+            let file = place.start.saturating_add(file.start)..place.start.saturating_add(file.end);
             stream.from_start |= stream.begin == file.start;
-            if stream.file.as_ref().is_some_and(|before| before.end <= file.start) {
-                stream.crossed = true;
+            let crosses = stream.file.as_ref().is_some_and(|before| before.end <= file.start);
+            let crosses_blobs = stream.blob_end < place.end;
+            if crosses && !stream.crossed || crosses_blobs && !stream.crossed_blobs {
                 self.past = self.past.saturating_sub(std::mem::take(&mut stream.past));
             }
+            stream.crossed |= crosses;
+            stream.crossed_blobs |= crosses_blobs;
             stream.file = Some(file);
         }
-        let ahead = self.window(&mut stream, blob.size, largest_window);
+        stream.blob_end = place.end;
+        let ahead = self.window(&mut stream, place, largest_window);
+        self.push(stream);
+        ahead
+    }
+
+    fn push(&mut self, stream: Stream) {
         self.streams.push(stream);
         if self.streams.len() > STREAMS {
             self.streams.remove(0);
         }
-        ahead
+    }
+
+    /// A reader of this range is expected. Accounts for what is fetched for it, or says that no more may be.
+    fn expect(&mut self, place: &Place, range: &Range<u64>) -> bool {
+        let length = range.end.saturating_sub(range.start);
+        // One that came and left at once is no better than one that did not come.
+        let in_vain = self.expected.saturating_add(self.unread);
+        if in_vain.saturating_add(length) > EXPECTED.saturating_add(self.read / SHARE) {
+            return false;
+        }
+        let at = place.start.saturating_add(range.start);
+        let is_it = |stream: &&mut Stream| stream.expected > 0 && stream.ahead == at && stream.blob == place.alone;
+        match self.streams.iter_mut().find(is_it) {
+            Some(stream) => {
+                stream.ahead = stream.ahead.saturating_add(length);
+                stream.expected = stream.expected.saturating_add(length);
+            }
+            None => self.push(Stream {
+                blob: place.alone.clone(),
+                begin: at,
+                next: at,
+                run: 0,
+                ahead: at.saturating_add(length),
+                file: None,
+                // What is expected is a reader of all.
+                from_start: true,
+                crossed: false,
+                blob_end: place.end,
+                crossed_blobs: false,
+                past: 0,
+                expected: length,
+            }),
+        }
+        self.expected = self.expected.saturating_add(length);
+        true
     }
 
     /// The stream that this read continues, or a new one; taken out.
-    fn advance(&mut self, blob: &Digest, read: &Range<u64>) -> Stream {
-        let place = self.streams.iter().rposition(|stream| {
+    fn advance(&mut self, place: &Place, read: &Range<u64>) -> Stream {
+        let known = self.streams.iter().rposition(|stream| {
             let from = stream.begin.max(stream.next.saturating_sub(DISORDER));
-            (from..=stream.next.saturating_add(GAP)).contains(&read.start) && stream.blob == *blob
+            (from..=stream.next.saturating_add(GAP)).contains(&read.start) && stream.blob == place.alone
         });
-        let mut stream = match place {
-            Some(place) => self.streams.remove(place),
+        let mut stream = match known {
+            Some(known) => self.streams.remove(known),
             None => Stream {
-                blob: blob.clone(),
+                blob: place.alone.clone(),
                 begin: read.start,
                 next: read.start,
                 run: 0,
@@ -168,19 +259,28 @@ impl Streams {
                 file: None,
                 from_start: false,
                 crossed: false,
+                blob_end: place.end,
+                crossed_blobs: false,
                 past: 0,
+                expected: 0,
             },
         };
+        // It has come.
+        let expected = std::mem::take(&mut stream.expected);
+        self.expected = self.expected.saturating_sub(expected);
+        self.unread = self.unread.saturating_add(expected);
         self.pass(&mut stream, read);
         // A request that came too early looked like a reader of its own: this one has caught up with it.
         let early = |other: &Stream| {
             (stream.begin..=stream.next.saturating_add(GAP)).contains(&other.begin)
                 && other.run <= DISORDER
-                && other.blob == *blob
+                && other.blob == place.alone
         };
-        if let Some(place) = self.streams.iter().position(early) {
-            let other = self.streams.remove(place);
+        if let Some(early) = self.streams.iter().position(early) {
+            let other = self.streams.remove(early);
             self.pass(&mut stream, &(other.begin..other.next));
+            self.expected = self.expected.saturating_sub(other.expected);
+            self.unread = self.unread.saturating_add(other.expected);
             // What was fetched ahead of both counts once.
             let both = stream.ahead.min(other.ahead).saturating_sub(stream.next);
             self.unread = self.unread.saturating_sub(both + stream.next.min(other.ahead).saturating_sub(other.next));
@@ -201,26 +301,35 @@ impl Streams {
     }
 
     /// What to fetch ahead of a stream; accounts for it.
-    fn window(&mut self, stream: &mut Stream, blob_size: u64, largest_window: u64) -> Option<Ahead> {
+    fn window(&mut self, stream: &mut Stream, place: &Place, largest_window: u64) -> Option<Ahead> {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
         let window = if sure { stream.run.saturating_mul(2) } else { earned }.min(largest_window);
         let budget = ALLOWANCE + self.read / SHARE;
         // Half of what is left: others want some of it.
         let left = budget.saturating_sub(self.unread) / 2;
-        // Most readers stop at the end of a file; that this one does not is tried as long as the others did not, either.
-        let file_end = stream.file.as_ref().filter(|_| !stream.crossed).map_or(blob_size, |file| file.end);
+        // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others did
+        // not, either.
+        let sure_end = match &stream.file {
+            Some(file) if !stream.crossed => file.end,
+            _ if stream.crossed_blobs => place.last,
+            _ => stream.blob_end,
+        };
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
-        let end = file_end.saturating_add(past).min(blob_size);
+        let end = sure_end.saturating_add(past).min(place.last);
         let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
         // Whole steps: many small requests cost more than the bytes.
-        let last = target == file_end.min(blob_size);
-        if target.saturating_sub(stream.ahead) < if last { 1 } else { step } {
+        let is_end = target == sure_end;
+        let length = target.saturating_sub(stream.ahead);
+        let steps = stream.ahead.saturating_add(length - length % step);
+        let whole_chunks = steps - steps.saturating_sub(place.start) % CHUNK;
+        let range = stream.ahead..if is_end { target } else { whole_chunks };
+        if range.end <= range.start {
             return None;
         }
-        let range = stream.ahead..if last { target } else { target - target % (64 << 10) };
-        let fetched_past = range.end.saturating_sub(range.start.max(file_end));
+        let fetched_past = range.end.saturating_sub(range.start.max(sure_end));
         self.unread = self.unread.saturating_add(range.end - range.start);
         self.past = self.past.saturating_add(fetched_past);
         stream.past = stream.past.saturating_add(fetched_past);

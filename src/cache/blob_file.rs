@@ -20,7 +20,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CHUNK;
-use super::own_file::{is_at, open_or_make, open_own};
+use super::own_file::{is_at, is_read_only, open_or_make, open_own};
 use checked::Checked;
 
 /// Chunks whose use is noted together, and which are evicted together: 4 MiB.
@@ -87,9 +87,14 @@ impl BlobFile {
         Err(io::Error::new(io::ErrorKind::InvalidData, "another process uses it as something else"))
     }
 
-    /// Opens what is there and sound, whatever its size.
+    /// Opens what is there and sound, whatever its size; where nothing can be written, for reading.
     pub fn open_existing(path: &Path) -> io::Result<Self> {
-        let open = |path: &Path| open_own(path, OpenOptions::new().write(true));
+        let open = |path: &Path| {
+            let file = open_own(path, OpenOptions::new().write(true));
+            file.or_else(
+                |error| if is_read_only(&error) { open_own(path, &mut OpenOptions::new()) } else { Err(error) },
+            )
+        };
         let (data, map) = (open(path)?, open(&map_path(path))?);
         let size = data.metadata()?.len();
         if size > LARGEST {

@@ -1,19 +1,29 @@
-//! Tables of compressed blobs, kept for the next mount: one file a blob, named by its digest, with what it refers to.
+//! Tables of compressed blobs, kept for the next mount: one file a blob, named by its digest, with what it refers to. While
+//! a pass is under way, what its table refers to is in a file `pass-…`, locked by the process, and how far it has come in
+//! a file `progress-…`, which is replaced as a whole.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, linkat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
 
 use super::CacheFolder;
-use crate::blob::content::{Compression, Side, TRAILER, Table, decode_table, encode_table, points_at};
+use super::own_file::{is_at, open_own};
+use super::small_files::{read_up_to, replace};
+use crate::blob::content::{
+    Compression, Progress, Side, TRAILER, Table, decode_progress, decode_table, encode_progress, encode_table,
+    points_at,
+};
 use crate::oci::{Descriptor, Digest};
 
 /// Share of the folder's bound that these files may take, as a divisor; the oldest go first.
 const SHARE: u64 = 4;
+
+/// Bytes of a file `progress-…`: those of a million points.
+const LARGEST: u64 = 64 << 20;
 
 impl CacheFolder {
     /// What an earlier mount left of this blob. A file that is damaged is removed.
@@ -50,23 +60,80 @@ impl CacheFolder {
         }
     }
 
+    /// Keeps how far a pass has come, for one that goes on should this process end. Another process's pass over the same
+    /// blob is left alone.
+    pub fn store_progress(&self, blob: &Descriptor, compression: Compression, progress: &Progress, side: &Side) {
+        let Some(file) = side.as_file() else { return };
+        let storing = || {
+            let path = self.file("pass", &blob.digest);
+            if progress.side_end > self.limit() / SHARE {
+                return Err(io::Error::other("it would take too much of the cache folder"));
+            }
+            if !is_at(file, &path) {
+                flock(file, FlockOperation::NonBlockingLockExclusive)?;
+                self.give_name(file, &path)?;
+            }
+            file.sync_data()?;
+            let bytes = encode_progress(progress, compression, &blob.digest);
+            replace(&self.path().join("indexes/new"), &self.file("progress", &blob.digest), &bytes)
+        };
+        if let Err(error) = storing() {
+            tracing::debug!("layer {}: the progress of its pass is not kept: {error}", blob.digest);
+        }
+    }
+
+    /// What an earlier process left of a pass, if it is not at it any more. What is damaged is removed.
+    pub fn load_progress(&self, blob: &Descriptor) -> Option<(Compression, Progress, Side)> {
+        let path = self.file("pass", &blob.digest);
+        let file = open_own(&path, OpenOptions::new().write(true)).ok()?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).ok().filter(|()| is_at(&file, &path))?;
+        let bytes = read_up_to(&self.file("progress", &blob.digest), LARGEST).ok().flatten();
+        let found = bytes.and_then(|(bytes, _)| decode_progress(&bytes, &blob.digest, blob.size));
+        let loaded = found.and_then(|(compression, progress)| {
+            let whole = progress.side_end <= file.metadata().ok()?.len();
+            whole.then(|| file.set_len(progress.side_end).ok())??;
+            let (_, space) = self.unnamed_file().ok()?;
+            Some((compression, progress, Side::file(file, space)))
+        });
+        if loaded.is_none() {
+            tracing::warn!("{}: damaged, or of another version; the layer is read from its start", path.display());
+            self.drop_progress(blob);
+        }
+        loaded
+    }
+
+    /// The pass is through, or what was kept of it is of no use.
+    pub fn drop_progress(&self, blob: &Descriptor) {
+        for kind in ["progress", "pass"] {
+            let _ = fs::remove_file(self.file(kind, &blob.digest));
+        }
+    }
+
     fn store(&self, file: &File, blob: &Descriptor, compression: Compression, table: &Table) -> io::Result<()> {
-        let folder = self.path().join("checkpoints");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let side_end = file.metadata()?.len();
         if side_end > self.limit() / SHARE {
             return Err(io::Error::other("they would take too much of the cache folder"));
         }
         file.write_all_at(&encode_table(table, compression, side_end, &blob.digest), side_end)?;
         file.sync_data()?;
-        // The file has had no name so far: it appears whole, or not at all.
-        let unnamed = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
-        linkat(CWD, unnamed, CWD, self.checkpoints(&blob.digest), AtFlags::SYMLINK_FOLLOW)?;
+        // The file has not had this name so far: it appears whole, or not at all.
+        self.give_name(file, &self.checkpoints(&blob.digest))
+    }
+
+    fn give_name(&self, file: &File, path: &Path) -> io::Result<()> {
+        let folder = self.path().join("checkpoints");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let open = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+        linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
         make_room(&folder, self.limit() / SHARE)
     }
 
     fn checkpoints(&self, digest: &Digest) -> PathBuf {
         self.path().join("checkpoints").join(format!("{}-{}", digest.algorithm(), digest.hex()))
+    }
+
+    fn file(&self, kind: &str, digest: &Digest) -> PathBuf {
+        self.path().join("checkpoints").join(format!("{kind}-{}-{}", digest.algorithm(), digest.hex()))
     }
 }
 

@@ -12,6 +12,7 @@ use lru::LruCache;
 
 use super::blob_file::{BlobFile, GROUP, LARGEST};
 use super::eviction::{BLOBS, Bounds, Room};
+use super::own_file::is_read_only;
 use crate::oci::{Descriptor, Digest};
 
 /// Blobs held open at once, two files each: a process may have 1,024 (`ulimit -n`), connections included.
@@ -113,26 +114,36 @@ impl DiskCache {
             return (file.size() == blob.size).then_some(file);
         }
         match BlobFile::open(&self.path(&blob.digest), blob.size) {
-            Ok(file) => {
-                let file = Arc::new(file);
-                let mut open = self.open();
-                open.put(blob.digest.clone(), Arc::clone(&file));
-                let last = (open.len() > OPEN_BLOBS).then(|| open.pop_lru());
-                drop(open);
-                // Closing is a call to the disk, too.
-                drop(last);
-                Some(file)
-            }
+            Ok(file) => Some(self.hold_open(&blob.digest, file)),
             Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidData) => {
                 tracing::debug!("{}: {error}; it is not kept on disk", blob.digest);
                 None
             }
             Err(error) => {
+                // What is there is still good to read.
+                let existing = if is_read_only(&error) {
+                    let existing = BlobFile::open_existing(&self.path(&blob.digest)).ok();
+                    existing.filter(|file| file.size() == blob.size)
+                } else {
+                    None
+                };
+                let file = existing.map(|file| self.hold_open(&blob.digest, file));
                 drop(turn);
                 self.rest(&error);
-                None
+                file
             }
         }
+    }
+
+    fn hold_open(&self, digest: &Digest, file: BlobFile) -> Arc<BlobFile> {
+        let file = Arc::new(file);
+        let mut open = self.open();
+        open.put(digest.clone(), Arc::clone(&file));
+        let last = (open.len() > OPEN_BLOBS).then(|| open.pop_lru());
+        drop(open);
+        // Closing is a call to the disk, too.
+        drop(last);
+        file
     }
 
     /// The blob if it is in the folder.

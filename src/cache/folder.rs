@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::disk::DiskCache;
+use super::own_file::is_read_only;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes; or a tenth of the file system, whichever is smaller: how much the folder holds if nobody says otherwise.
@@ -31,7 +32,12 @@ impl CacheFolder {
         if path.join("oci-layout").exists() {
             return Err(fail(std::io::Error::other("it is an image layout")));
         }
-        unnamed_file(path).map_err(fail)?;
+        match unnamed_file(path) {
+            Err(error) if is_read_only(&error) && path.is_dir() => {
+                tracing::warn!("{}: {error}; what is in it is used, and nothing is added", path.display());
+            }
+            made => drop(made.map_err(fail)?),
+        }
         let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
         let usual = USUAL.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
         let limit = limit.unwrap_or(usual);
@@ -43,6 +49,7 @@ impl CacheFolder {
     pub fn disk_cache(&self, min_free: u64) -> Option<DiskCache> {
         match self.holds_holes() {
             Ok(true) => {}
+            Err(error) if is_read_only(&error) => {}
             result => {
                 let why = result.err().map_or_else(String::new, |error| format!(" ({error})"));
                 let folder = self.path.display();
@@ -55,7 +62,7 @@ impl CacheFolder {
         Some(DiskCache::new(self.path.clone(), self.limit, min_free, Arc::clone(&self.used)))
     }
 
-    fn holds_holes(&self) -> std::io::Result<bool> {
+    pub(super) fn holds_holes(&self) -> std::io::Result<bool> {
         const LENGTH: u64 = 1 << 20;
         let file = unnamed_file(&self.path)?;
         file.set_len(LENGTH)?;

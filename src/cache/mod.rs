@@ -14,6 +14,7 @@ mod indexes;
 mod manifests;
 mod own_file;
 mod small_files;
+mod survey;
 mod upkeep;
 
 pub use chunks::{ChunkCache, LONGEST_RUN, MemoryReservation};
@@ -22,6 +23,7 @@ pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};
 pub use indexes::Indexes;
 pub use manifests::{Manifests, Resolution};
+pub use survey::survey;
 pub use upkeep::{Checked, Cleared, KeptBlob, Sizes, Upkeep};
 
 /// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:

@@ -43,6 +43,11 @@ pub fn is_at(file: &File, path: &Path) -> bool {
         .is_ok_and(|now| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (now.dev(), now.ino())))
 }
 
+/// Whether what could not be written may still be read.
+pub fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
 fn is(error: &io::Error, any: &[Errno]) -> bool {
     any.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

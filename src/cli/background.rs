@@ -18,8 +18,10 @@ use rustix::fs::FileType;
 use rustix::io::FdFlags;
 use tokio::io::AsyncReadExt;
 
+use super::access::PASSWORD_VARIABLE;
 use super::failure::Failure;
 use super::logging;
+use crate::registry::Secret;
 
 /// Marks the child. An argument, because a variable would be inherited by what the child starts.
 pub const FLAG: &str = "in-background";
@@ -27,8 +29,9 @@ pub const FLAG: &str = "in-background";
 /// Runs this program again with the same arguments and waits until it says that the mount answers, or ends; it has
 /// then written its own error to the stderr that both share.
 ///
-/// When the user interrupts this, the child sees the stream end and goes too.
-pub fn run_again() -> Result<(), Failure> {
+/// When the user interrupts this, the child sees the stream end and goes too. The password goes through the socket, so that
+/// neither the arguments nor the environment of the child hold it.
+pub fn run_again(password: Option<&Secret>) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::system("starting the background process", error);
     keep_from_child().map_err(failed)?;
     let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
@@ -38,13 +41,32 @@ pub fn run_again() -> Result<(), Failure> {
         .arg("mount")
         .arg(format!("--{FLAG}"))
         .args(arguments)
+        .env_remove(PASSWORD_VARIABLE)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(failed)?;
+    // A child that is gone already has said why.
+    let _ = send(&mut ours, password);
     if ours.read_exact(&mut [0]).is_ok() {
         return Ok(());
     }
     Err(ended_early(child.wait().map_err(failed)?))
+}
+
+/// Its length and the password; length 0 for none, because no password is empty.
+fn send(socket: &mut UnixStream, password: Option<&Secret>) -> io::Result<()> {
+    let text = password.map_or("", Secret::reveal).as_bytes();
+    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+    socket.write_all(&[&length.to_le_bytes(), text].concat())
+}
+
+fn receive(socket: &mut UnixStream) -> io::Result<Option<Secret>> {
+    let mut length = [0; 4];
+    socket.read_exact(&mut length)?;
+    let mut text = String::new();
+    let length = u32::from_le_bytes(length);
+    socket.take(length.into()).read_to_string(&mut text)?;
+    Ok(Some(Secret::new(text)).filter(|_| length > 0))
 }
 
 /// What this process was given beyond the three standard streams, a lock or the end of a pipe, is not to stay open as
@@ -83,8 +105,9 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// Leaves the terminal's session and takes the socket. To be called before there are threads.
-    pub fn take() -> Result<Self, Failure> {
+    /// Leaves the terminal's session, takes the socket, and the password if there is one. To be called before there are
+    /// threads.
+    pub fn take() -> Result<(Self, Option<Secret>), Failure> {
         let failed = |error: io::Error| Failure::system("starting in the background", error);
         let stdin = rustix::stdio::stdin();
         let mode = rustix::fs::fstat(stdin).map_err(|error| failed(error.into()))?.st_mode;
@@ -93,17 +116,18 @@ impl Parent {
         }
         // It fails only for a process that leads a group; that one has left already.
         let _ = rustix::process::setsid();
-        let socket = UnixStream::from(stdin.try_clone_to_owned().map_err(failed)?);
+        let mut socket = UnixStream::from(stdin.try_clone_to_owned().map_err(failed)?);
         rustix::stdio::dup2_stdin(nowhere().map_err(failed)?).map_err(|error| failed(error.into()))?;
+        let password = receive(&mut socket).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { socket })
+        Ok((Self { socket }, password))
     }
 
     /// Waits until the parent is gone.
     pub async fn gone(&self) {
         let read = async {
             let mut socket = tokio::net::UnixStream::from_std(self.socket.try_clone()?)?;
-            // It never writes, so this ends with the stream.
+            // It writes nothing more, so this ends with the stream.
             socket.read(&mut [0]).await
         };
         let _ = read.await;

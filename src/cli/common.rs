@@ -10,10 +10,12 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 use tokio::runtime::Runtime;
 
+use super::access::AccessArguments;
 use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
 use crate::mount::Options;
+use crate::oci::Platform;
 
 #[derive(Debug, Args)]
 pub struct Common {
@@ -21,9 +23,16 @@ pub struct Common {
     #[arg(long, env = "EO_MOUNT_PLAIN_HTTP", hide_env = true, value_parser = BoolishValueParser::new())]
     pub plain_http: bool,
 
+    #[command(flatten)]
+    pub access: AccessArguments,
+
     /// Use what is in the cache folder alone, and no network
     #[arg(long, env = "EO_MOUNT_OFFLINE", hide_env = true, value_parser = BoolishValueParser::new())]
     pub offline: bool,
+
+    /// Which manifest of an image index, such as linux/arm64/v8 [default: all, each in a folder]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", env = "EO_MOUNT_PLATFORM", hide_env = true)]
+    pub platform: Option<Platform>,
 
     /// Where to keep downloaded data [default: $XDG_CACHE_HOME/eo-mount or ~/.cache/eo-mount]
     #[arg(long, value_name = "DIR", env = "EO_MOUNT_CACHE_DIR", hide_env = true)]
@@ -94,10 +103,12 @@ pub enum Verify {
 
 impl Common {
     /// Everything belongs to whoever runs this, until told otherwise.
-    pub fn options(&self) -> Options {
-        Options {
+    pub fn options(&self) -> Result<Options, Failure> {
+        Ok(Options {
             plain_http: self.plain_http,
+            access: self.access.access()?,
             offline: self.offline,
+            platform: self.platform.clone(),
             cache_dir: self.cache_dir.clone().or_else(default_cache_dir),
             cache_size: self.cache_size.map(|size| size.as_u64()),
             cache_min_free: self.cache_min_free.as_u64(),
@@ -113,7 +124,7 @@ impl Common {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             preserve_owner: false,
-        }
+        })
     }
 
     /// To be called once.
@@ -188,7 +199,7 @@ pub fn cache_size(text: &str) -> Result<ByteSize, String> {
     Ok(size)
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
+pub fn timeout(text: &str) -> Result<Duration, String> {
     let time =
         humantime::parse_duration(text).map_err(|_| "it takes a number and a unit, such as 60s or 2m".to_owned())?;
     if time < Duration::from_secs(1) || time > Duration::from_secs(24 * 3600) {

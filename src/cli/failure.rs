@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind};
 
 pub const ARTIFACT: u8 = 1;
 pub const USAGE: u8 = 2;
-const MOUNT: u8 = 3;
+pub const MOUNT: u8 = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

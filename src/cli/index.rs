@@ -62,7 +62,7 @@ impl Command {
     }
 
     async fn index(&self) -> Result<(), Failure> {
-        let options = self.common.options();
+        let options = self.common.options()?;
         let Some(folder) = &options.cache_dir else {
             let error = Error::new(ErrorKind::Usage, "index", "there is no cache folder to keep an index in");
             return Err(Failure::usage(&error.hint("give one with --cache-dir, or set HOME")));

@@ -79,7 +79,7 @@ impl Command {
     }
 
     async fn list(&self) -> Result<(), Failure> {
-        let mount = Mount::open(&self.reference, self.common.options()).await.map_err(|e| Failure::artifact(&e))?;
+        let mount = Mount::open(&self.reference, self.common.options()?).await.map_err(|e| Failure::artifact(&e))?;
         let path = self.path.as_ref().map_or(&b""[..], |path| path.as_bytes());
         let found = mount.resolve(path).await.map_err(|error| Failure::artifact(&error))?;
         let mut printer = Printer::new(self, &mount);

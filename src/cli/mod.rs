@@ -1,15 +1,20 @@
 //! The command line: one thin file a verb. The only user of clap.
 //! Called by `main.rs`; may use every layer below.
 
+mod access;
 mod background;
 mod cache;
 mod common;
+mod doctor;
 mod failure;
 mod index;
 mod logging;
+mod login;
 mod ls;
 mod mount;
+mod pack;
 mod prefetch;
+mod progress;
 mod show;
 
 use std::ffi::OsString;
@@ -26,7 +31,11 @@ enum Verb {
     Ls(ls::Command),
     Index(index::Command),
     Prefetch(prefetch::Command),
+    Pack(pack::Command),
     Cache(cache::Command),
+    Doctor(doctor::Command),
+    Login(login::Login),
+    Logout(login::Logout),
 }
 
 pub fn run() -> ExitCode {
@@ -54,7 +63,11 @@ impl Verb {
             Self::Ls(command) => command.run(),
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
+            Self::Pack(command) => command.run(),
             Self::Cache(command) => command.run(),
+            Self::Doctor(command) => command.run(),
+            Self::Login(command) => command.run(),
+            Self::Logout(command) => command.run(),
         }
     }
 }
@@ -70,6 +83,15 @@ fn command() -> clap::Command {
 
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Verb, clap::Error> {
     let mut command = command();
+    let arguments: Vec<_> = arguments.collect();
+    // Before anything is said about the arguments that would show it.
+    if arguments
+        .iter()
+        .any(|argument| argument.as_encoded_bytes().starts_with(b"--password=") || argument == "--password")
+    {
+        let line = "--password would show it to everybody on this machine: give it with --password-stdin, or use eo-mount login";
+        return Err(command.error(ErrorKind::UnknownArgument, line));
+    }
     let matches = command.try_get_matches_from_mut(arguments).map_err(|error| one_too_many(error, &mut command))?;
     if matches.subcommand_name().is_some() {
         return Verb::from_arg_matches(&matches);

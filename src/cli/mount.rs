@@ -77,9 +77,16 @@ pub struct Command {
 impl Command {
     pub fn run(mut self) -> Result<(), Failure> {
         if !self.foreground && !self.in_background {
-            return background::run_again();
+            return background::run_again(self.common.access.password()?.as_ref());
         }
-        let parent = if self.in_background { Some(Parent::take()?) } else { None };
+        let parent = if self.in_background {
+            let (parent, password) = Parent::take()?;
+            self.common.access.password = password;
+            self.common.access.password_stdin = false;
+            Some(parent)
+        } else {
+            None
+        };
         self.make_absolute()?;
         self.common.start_logging(parent.is_some())?;
         let runtime = runtime()?;
@@ -95,7 +102,9 @@ impl Command {
             std::path::absolute(path)
                 .map_err(|error| Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error)))
         };
-        for path in [&mut self.common.cache_dir, &mut self.common.log].into_iter().flatten() {
+        let Common { cache_dir, log, access, .. } = &mut self.common;
+        let files = [cache_dir, log, &mut access.ca_file, &mut access.cert_file, &mut access.key_file];
+        for path in files.into_iter().flatten() {
             *path = absolute(path)?;
         }
         if let Reference::Layout(mut layout) = self.reference.parse().map_err(|error| Failure::usage(&error))? {
@@ -174,18 +183,18 @@ impl Command {
             .await
             .map_err(|error| Failure::system("checking the mount point", error))?
             .map_err(|error| Failure::mount(&error))?;
-        let mount = Mount::open(&self.reference, self.options()).await.map_err(|error| Failure::artifact(&error))?;
+        let mount = Mount::open(&self.reference, self.options()?).await.map_err(|error| Failure::artifact(&error))?;
         Ok((mountpoint, mount))
     }
 
-    fn options(&self) -> Options {
-        let options = self.common.options();
-        Options {
+    fn options(&self) -> Result<Options, Failure> {
+        let options = self.common.options()?;
+        Ok(Options {
             uid: self.uid.unwrap_or(options.uid),
             gid: self.gid.unwrap_or(options.gid),
             preserve_owner: self.preserve_owner,
             ..options
-        }
+        })
     }
 
     /// Lists the root the way that every program will: through the kernel.
@@ -260,9 +269,9 @@ mod tests {
     #[test]
     fn sizes_and_times_are_written_with_units() {
         let command = parse(&["--memory", "64MiB", "--timeout", "2m"]).expect("parsed");
-        assert_eq!(command.options().memory, 64 << 20);
-        assert_eq!(command.options().timeout, Duration::from_secs(120));
-        assert_eq!(parse(&[]).expect("parsed").options().memory, 256 << 20);
+        assert_eq!(command.options().expect("options").memory, 64 << 20);
+        assert_eq!(command.options().expect("options").timeout, Duration::from_secs(120));
+        assert_eq!(parse(&[]).expect("parsed").options().expect("options").memory, 256 << 20);
         assert!(parse(&["--memory", "15MiB"]).expect_err("refused").contains("16MiB"));
         assert!(parse(&["--memory", "much"]).expect_err("refused").contains("256MiB"));
         assert!(parse(&["--timeout", "60"]).expect_err("refused").contains("60s"));
@@ -271,9 +280,9 @@ mod tests {
 
     #[test]
     fn the_owner_shown_is_the_mounter_unless_said_otherwise() {
-        let options = parse(&[]).expect("parsed").options();
+        let options = parse(&[]).expect("parsed").options().expect("options");
         assert_eq!(options.uid, rustix::process::geteuid().as_raw());
-        let options = parse(&["--uid", "1000", "--gid", "100"]).expect("parsed").options();
+        let options = parse(&["--uid", "1000", "--gid", "100"]).expect("parsed").options().expect("options");
         assert_eq!((options.uid, options.gid), (1000, 100));
     }
 

@@ -1,24 +1,21 @@
 //! `eo-mount prefetch REFERENCE|MOUNTPOINT [PATH|GLOB]…`: fetches into the cache folder ahead of use.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse;
 use crate::mount::Mount;
 use crate::oci::Reference;
-
-const TICK: Duration = Duration::from_millis(200);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,8 +85,8 @@ impl Command {
             return Err(Failure::usage(&error.hint("mount it")));
         }
         let failed = |error: Error| Failure::artifact(&error);
-        let mount = Mount::open(&reference, self.common.options()).await.map_err(failed)?;
-        let bar = spinner();
+        let mount = Mount::open(&reference, self.common.options()?).await.map_err(failed)?;
+        let bar = progress::spinner("looking for what is wanted");
         let selection = match self.all {
             true => mount.select_all(),
             false => {
@@ -108,7 +105,7 @@ impl Command {
             failed: Vec::new(),
         };
         let jobs = self.jobs.unwrap_or(self.common.connections);
-        show_bytes(&bar, plan.wanted.saturating_sub(plan.cached));
+        progress::show_bytes(&bar, plan.wanted.saturating_sub(plan.cached));
         let fetched = mount.fetch(plan, jobs.into(), |bytes| bar.inc(bytes)).await;
         bar.finish_and_clear();
         for failed in fetched.failed {
@@ -160,21 +157,4 @@ impl Command {
             bytes(*cached)
         )
     }
-}
-
-/// Nothing where nobody looks.
-fn spinner() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new_spinner().with_message("looking for what is wanted");
-    bar.enable_steady_tick(TICK);
-    bar
-}
-
-fn show_bytes(bar: &ProgressBar, bytes: u64) {
-    let style = "{spinner} {bar:40} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_length(bytes);
-    bar.reset();
 }

@@ -8,10 +8,12 @@ mod errno;
 mod mountinfo;
 mod mountpoint;
 mod session;
+mod survey;
 
 pub use attach::available;
 pub use mountpoint::Mountpoint;
 pub use session::{Session, Settings};
+pub use survey::survey;
 
 /// The artifact that an eo-mount mount at this place was made of, as its reference was written. Blocks on the file system.
 pub fn mounted_at(path: &std::path::Path) -> Option<String> {

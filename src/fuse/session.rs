@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, SessionACL};
+use fuser::{Config, INodeNo, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -52,9 +52,17 @@ impl Session {
         let serving = || {
             let mut config = Config::default();
             config.n_threads = Some(THREADS);
-            let adapter = Adapter::new(mount, Bridge::new(runtime));
+            let adapter = Adapter::new(Arc::clone(&mount), Bridge::new(runtime.clone()));
             // Who may use the mount is the kernel's business (fs/fuse/dir.c, fuse_allow_current_process).
             let served = fuser::Session::from_fd(adapter, connection, SessionACL::All, config)?;
+            let notifier = Arc::new(served.notifier());
+            mount.on_wrong(move |inodes| {
+                let notifier = Arc::clone(&notifier);
+                // The kernel waits for reads of these pages that are under way. An inode that it does not know is an error.
+                runtime.spawn_blocking(move || {
+                    inodes.into_iter().for_each(|ino| drop(notifier.inval_inode(INodeNo(ino.0), 0, 0)));
+                });
+            });
             thread::Builder::new().name("fuse".to_owned()).spawn(move || {
                 let _ = end.send(served.run());
             })

@@ -38,6 +38,10 @@ impl Default for Tuning {
 const LARGEST_STREAM: u64 = 8 << 20;
 /// Members are small if this is their length in the mean, headers included: then all bytes are fetched, not headers.
 const SMALL: u64 = 64 << 10;
+/// Members at the start of an archive, before any can be expected. A round trip costs as much as megabytes there: a large
+/// archive's first headers are fetched in reads of a 32,768th of it.
+const EARLY: u64 = 16;
+const EARLY_SHARE: u64 = 32_768;
 /// Headers in a row that nobody expected: time for walkers. More than a period of members that recur has.
 const LONELY: u32 = 32;
 /// Members that must still be expected for walkers to be worth their search.
@@ -66,6 +70,7 @@ pub struct Indexer {
     stream: u64,
     /// Headers in a row that nobody expected.
     lonely: u32,
+    members: u64,
     trailing: Option<bool>,
 }
 
@@ -87,6 +92,7 @@ impl Indexer {
             mean: u64::MAX,
             stream: 0,
             lonely: 0,
+            members: 0,
             trailing: None,
         }
     }
@@ -121,11 +127,15 @@ impl Indexer {
     }
 
     /// What the scanner waits for, in a useful length.
-    fn urgent(&self) -> Range<u64> {
+    fn urgent(&mut self) -> Range<u64> {
         let Range { start, end } = self.needed;
         let useful = match self.is_stream() {
             true if self.stream >= self.tuning.largest => self.next_piece(start),
             true => start.saturating_add(self.stream.max(self.tuning.smallest)),
+            false if self.is_early() => {
+                let share = (self.blob_size / EARLY_SHARE).min(self.tuning.largest / 2);
+                start.saturating_add(share.max(self.tuning.smallest))
+            }
             false => start.saturating_add(self.tuning.smallest),
         };
         start..end.max(useful).min(self.blob_size)
@@ -135,6 +145,10 @@ impl Indexer {
     fn next_piece(&self, at: u64) -> u64 {
         let largest = self.tuning.largest.max(1);
         at.checked_div(largest).unwrap_or(0).saturating_add(1).saturating_mul(largest)
+    }
+
+    fn is_early(&mut self) -> bool {
+        self.members < EARLY && !self.predictor.is_guessing()
     }
 
     fn is_stream(&self) -> bool {
@@ -196,7 +210,7 @@ impl Indexer {
         for walker in &mut self.walkers {
             searched |= walker.search(at, &bytes, self.blob_size, self.limits, &mut self.pieces);
         }
-        if self.is_stream() || bytes.len() as u64 <= SMALL {
+        if self.is_stream() || bytes.len() as u64 <= SMALL || self.is_early() {
             self.pieces.add(at, bytes);
             return;
         }
@@ -231,6 +245,7 @@ impl Indexer {
                 },
                 Step::Member(member) => {
                     members = members.saturating_add(1);
+                    self.members = self.members.saturating_add(1);
                     self.lonely = if self.predictor.saw(&member) { 0 } else { self.lonely.saturating_add(1) };
                     let length = member.next.saturating_sub(member.header);
                     self.mean = match self.mean {

@@ -8,7 +8,7 @@ use super::member::Member;
 use super::scan::TAIL;
 
 /// Headers expected at once: at first, at most, and after misses. The first of them is where the last member ends.
-const FIRST_AHEAD: usize = 4;
+const FIRST_AHEAD: usize = 16;
 const FEWEST_AHEAD: usize = 2;
 const MOST_AHEAD: usize = 512;
 /// Patterns remembered; an archive with more is not one whose members recur.

@@ -161,6 +161,16 @@ impl Scanner {
     /// `at` is the blob's byte that `bytes` starts with. Any window will do, the same bytes may come again: what does not
     /// help is answered by [`Step::Need`]. Only headers are needed, never the members' data.
     pub fn step(&mut self, at: u64, bytes: &[u8]) -> Result<Step, ScanError> {
+        self.step_seen(at, bytes, |_, _| {})
+    }
+
+    /// The same. `seen` is told what was of use, and where it starts: another scanner that gets that alone is as far.
+    pub(super) fn step_seen(
+        &mut self,
+        at: u64,
+        bytes: &[u8],
+        mut seen: impl FnMut(u64, &[u8]),
+    ) -> Result<Step, ScanError> {
         loop {
             let needed = match &self.state {
                 State::Failed(error) => return Err(error.clone()),
@@ -175,6 +185,7 @@ impl Scanner {
             let Some(window) = window(at, bytes, &needed) else {
                 return Ok(Step::Need(needed));
             };
+            seen(needed.start, window);
             match self.advance(window) {
                 Ok(None) => {}
                 Ok(Some(member)) => return Ok(Step::Member(member)),

@@ -17,7 +17,12 @@ pub struct StreamIndexer {
     /// Nothing before this byte is of interest.
     needed: u64,
     done: Option<bool>,
+    /// What was of use since [`Self::notes`] were last taken; `None`: nobody wants it, or it is too much.
+    notes: Option<Vec<u8>>,
 }
+
+/// Bytes of notes that wait to be taken. Where an archive has nothing but headers, that is 8 MiB of it.
+const NOTES: usize = 8 << 20;
 
 /// An index, and whether more than padding follows the archive.
 #[derive(Debug)]
@@ -35,7 +40,36 @@ impl StreamIndexer {
             at: 0,
             needed: 0,
             done: None,
+            notes: None,
         }
+    }
+
+    /// One that another can follow: see [`Self::notes`].
+    pub fn with_notes(limits: Limits) -> Self {
+        Self { notes: Some(Vec::new()), ..Self::new(limits) }
+    }
+
+    /// What was of use since the last call, and what may be of use with the next bytes: number of the first byte (8 bytes,
+    /// little-endian), length (4), bytes; and again. One that replays all notes is as far as this one. `None`: there are too
+    /// many of them, or they were not wanted.
+    pub fn notes(&mut self) -> Option<Vec<u8>> {
+        let mut notes = self.notes.replace(Vec::new())?;
+        note(&mut notes, self.at, &self.kept);
+        Some(notes)
+    }
+
+    /// `None`: these are no notes.
+    pub fn replay(&mut self, mut notes: &[u8]) -> Option<()> {
+        while let Some((at, rest)) = notes.split_first_chunk::<8>() {
+            let (length, rest) = rest.split_first_chunk::<4>()?;
+            let (bytes, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            self.advance(u64::from_le_bytes(*at), bytes).ok()?;
+            notes = rest;
+        }
+        if let Some(replayed) = &mut self.notes {
+            replayed.clear();
+        }
+        notes.is_empty().then_some(())
     }
 
     /// The next bytes; `at` is where they start.
@@ -64,7 +98,16 @@ impl StreamIndexer {
 
     fn advance(&mut self, at: u64, bytes: &[u8]) -> Result<(), ScanError> {
         loop {
-            match self.scanner.step(at, bytes)? {
+            let notes = &mut self.notes;
+            let seen = |at, bytes: &[u8]| {
+                if let Some(noted) = notes {
+                    note(noted, at, bytes);
+                    if noted.len() > NOTES {
+                        *notes = None;
+                    }
+                }
+            };
+            match self.scanner.step_seen(at, bytes, seen)? {
                 Step::Member(member) => self.builder.push(member)?,
                 Step::End { trailing } => {
                     self.done = Some(trailing);
@@ -80,6 +123,13 @@ impl StreamIndexer {
             }
         }
     }
+}
+
+fn note(notes: &mut Vec<u8>, at: u64, bytes: &[u8]) {
+    let Ok(length) = u32::try_from(bytes.len()) else { return };
+    notes.extend_from_slice(&at.to_le_bytes());
+    notes.extend_from_slice(&length.to_le_bytes());
+    notes.extend_from_slice(bytes);
 }
 
 #[cfg(test)]
@@ -115,6 +165,34 @@ mod tests {
             let b = index.lookup(LayerIndex::ROOT, b"b").unwrap();
             assert_eq!((index.len(), index.entry(b).unwrap().size, trailing), (5, 5000, false), "{piece}");
         }
+    }
+
+    /// Broken off behind each piece: another indexer takes over with the notes.
+    #[test]
+    fn an_indexer_goes_on_from_the_notes_of_another() {
+        let archive = [member("a", 0), member("b", 5000), member("d/c", 513), vec![0; 1024]].concat();
+        let whole = streamed(&archive, 1000).unwrap();
+        for piece in [100, 511, 512, 700, 4096] {
+            let mut notes = Vec::new();
+            for (n, bytes) in archive.chunks(piece).enumerate() {
+                let mut indexer = StreamIndexer::with_notes(Limits::default());
+                indexer.replay(&notes).unwrap();
+                indexer.push((n * piece) as u64, bytes).unwrap();
+                notes.extend(indexer.notes().unwrap());
+            }
+            assert!(notes.len() < 5000 + 12 * 40 + archive.len() / piece * 520, "{} bytes of notes", notes.len());
+            let mut last = StreamIndexer::with_notes(Limits::default());
+            last.replay(&notes).unwrap();
+            let last = last.finish(archive.len() as u64).unwrap();
+            assert_eq!(format!("{:?}", last.index), format!("{:?}", whole.index), "{piece}");
+            for cut in (1..notes.len()).step_by(37) {
+                StreamIndexer::new(Limits::default()).replay(&notes[..cut]);
+            }
+        }
+        let mut indexer = StreamIndexer::with_notes(Limits::default());
+        let many: Vec<u8> = (0..NOTES / 512 + 1).flat_map(|_| member("a", 0)).collect();
+        indexer.push(0, &many).unwrap();
+        assert_eq!(indexer.notes(), None, "notes are bounded");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Mount {
             Place::Entry { layer, .. } => layer,
             Place::Node(id) => match self.tree.node(id)? {
                 Node::Layer(number) | Node::LayerFile(number) => number,
-                Node::Directory | Node::Config => return None,
+                Node::Directory | Node::Manifest(_) | Node::Config(_) => return None,
             },
         };
         self.layers.get(number).map(|layer| &layer.descriptor.digest)

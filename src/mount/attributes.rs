@@ -56,10 +56,10 @@ impl Mount {
 
     pub(super) fn node_attributes(&self, id: NodeId) -> Result<Attributes> {
         match self.tree.node(id).ok_or_else(|| unknown(Ino::of(Place::Node(id))))? {
-            Node::Directory => Ok(self.directory(Place::Node(id))),
+            Node::Directory | Node::Manifest(_) => Ok(self.directory(Place::Node(id))),
             Node::Layer(layer) => self.layer_attributes(layer),
             Node::LayerFile(layer) => Ok(self.file(id, self.layer(layer)?.descriptor.size)),
-            Node::Config => Ok(self.file(id, self.config.len() as u64)),
+            Node::Config(number) => Ok(self.file(id, self.manifest(number)?.config.len() as u64)),
         }
     }
 

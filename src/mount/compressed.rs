@@ -9,6 +9,7 @@ use super::indexing::read_head;
 use super::layer::Sources;
 use crate::blob::content::{Compression, Content, ContentLimits, FOOTER, Pass, Side, Sink, parse_table, table_length};
 use crate::blob::{BlobSource, ReadAhead};
+use crate::cache::CacheFolder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{LayerIndex, StreamIndexer, Streamed};
 use crate::oci::Descriptor;
@@ -19,6 +20,9 @@ const PIECE: u64 = 4 << 20;
 /// Bytes of a compressed layer from which on it is said what listing it costs.
 const LARGE: u64 = 64 << 20;
 
+/// Bytes of blob between two times that the progress of a pass is kept for other processes.
+const KEEP: u64 = 16 << 20;
+
 /// A pass that goes on where the source failed.
 pub struct Unfinished(Box<Work>);
 
@@ -26,6 +30,8 @@ struct Work {
     pass: Pass,
     indexer: Indexing,
     compression: Compression,
+    /// Byte of the blob up to which the progress is kept.
+    kept: u64,
 }
 
 /// Reads the headers as they come by.
@@ -37,6 +43,10 @@ struct Indexing {
 impl Sink for Indexing {
     fn content(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         self.indexer.push(at, bytes).map_err(|error| error.on(&self.blob.digest))
+    }
+
+    fn notes(&mut self) -> Option<Vec<u8>> {
+        self.indexer.notes()
     }
 }
 
@@ -63,7 +73,14 @@ pub async fn unpack(
     let _turn = sources.passes.acquire().await;
     let mut work = match unfinished.take() {
         Some(Unfinished(work)) => work,
-        None => Box::new(Work::new(layer, compression, sources)?),
+        None => {
+            let (blob, sources) = (layer.clone(), Arc::clone(sources));
+            let begin = move || match Work::left_by_another(&blob, compression, &sources) {
+                Some(work) => Ok(work),
+                None => Work::new(&blob, compression, &sources),
+            };
+            Box::new(blocking(layer, begin).await?)
+        }
     };
     let pieces = (work.pass.position()..layer.size).step_by(PIECE as usize);
     let mut pieces = stream::iter(pieces.map(|start| start..start.saturating_add(PIECE).min(layer.size)))
@@ -78,23 +95,27 @@ pub async fn unpack(
                 return Err(error);
             }
         };
+        let folder = sources.folder.clone();
         work = blocking(layer, move || {
-            work.pass.feed(&bytes, &mut work.indexer)?;
+            work.feed(&bytes, folder.as_deref())?;
             Ok(work)
         })
         .await?;
     }
-    let Work { pass, indexer, compression } = *work;
-    let made = blocking(layer, move || pass.finish()).await?;
+    let (folder, blob) = (sources.folder.clone(), layer.clone());
+    let finish = move || {
+        let Work { pass, indexer, .. } = *work;
+        let made = pass.finish();
+        if let Some(folder) = folder {
+            if let Ok((table, side)) = &made {
+                folder.store_checkpoints(&blob, compression, table, side);
+            }
+            folder.drop_progress(&blob);
+        }
+        Ok((made?, indexer))
+    };
+    let (made, indexer) = blocking(layer, finish).await?;
     let size = made.0.content;
-    if let Some(folder) = sources.folder.clone() {
-        let (blob, (table, side)) = (layer.clone(), made.clone());
-        let storing = move || {
-            folder.store_checkpoints(&blob, compression, &table, &side);
-            Ok(())
-        };
-        blocking(layer, storing).await?;
-    }
     let Streamed { index, trailing } = indexer.indexer.finish(size).map_err(|error| error.on(&layer.digest))?;
     let index = index.with_trailing(trailing);
     tracing::debug!("layer {}: {} places to start in {size} bytes of content", layer.digest, made.0.points.len());
@@ -177,9 +198,59 @@ impl Work {
         let limits: ContentLimits = sources.content_limits;
         Ok(Self {
             pass: Pass::new(layer.clone(), compression, limits, side)?,
-            indexer: Indexing { blob: layer.clone(), indexer: StreamIndexer::new(sources.indexing.limits) },
+            indexer: Indexing::new(layer, sources),
             compression,
+            kept: 0,
         })
+    }
+
+    /// What a process that was killed has left.
+    fn left_by_another(layer: &Descriptor, compression: Compression, sources: &Sources) -> Option<Self> {
+        let folder = sources.folder.as_ref()?;
+        let (found, progress, side) = folder.load_progress(layer)?;
+        let mut indexer = Indexing::new(layer, sources);
+        let replayed = Pass::read_notes(&side, &progress.notes)
+            .try_for_each(|notes| notes.ok().and_then(|notes| indexer.indexer.replay(&notes)));
+        let pass = Pass::resume(layer.clone(), found, sources.content_limits, side, progress);
+        match (replayed, pass) {
+            (Some(()), Ok(pass)) if found == compression => {
+                let kept = pass.position();
+                tracing::info!("layer {}: reading it goes on at byte {kept} of {}", layer.digest, layer.size);
+                Some(Self { pass, indexer, compression, kept })
+            }
+            _ => {
+                folder.drop_progress(layer);
+                None
+            }
+        }
+    }
+
+    fn feed(&mut self, bytes: &[u8], folder: Option<&CacheFolder>) -> Result<()> {
+        let fed = self.pass.feed(bytes, &mut self.indexer);
+        let Some(folder) = folder else { return fed };
+        match &fed {
+            // Another time it would fail there again, whatever was wrong.
+            Err(_) => folder.drop_progress(self.pass.blob()),
+            Ok(()) if self.pass.position() >= self.kept.saturating_add(KEEP) => {
+                if let Some(progress) = self.pass.progress() {
+                    folder.store_progress(self.pass.blob(), self.compression, &progress, self.pass.side());
+                }
+                self.kept = self.pass.position();
+            }
+            Ok(()) => {}
+        }
+        fed
+    }
+}
+
+impl Indexing {
+    fn new(layer: &Descriptor, sources: &Sources) -> Self {
+        let limits = sources.indexing.limits;
+        let indexer = match sources.folder {
+            Some(_) => StreamIndexer::with_notes(limits),
+            None => StreamIndexer::new(limits),
+        };
+        Self { blob: layer.clone(), indexer }
     }
 }
 

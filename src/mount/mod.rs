@@ -3,10 +3,12 @@
 
 mod ahead;
 mod attributes;
+mod begin;
 mod compressed;
 mod indexing;
 mod layer;
 mod lookahead;
+mod manifests;
 mod names;
 mod open;
 mod prefetch;
@@ -29,12 +31,13 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
-use crate::oci::Digest;
-use crate::registry::Traffic;
+use crate::oci::{Digest, Platform};
+use crate::registry::{Access, Traffic};
 pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
+use manifests::Resolved;
 pub use prefetch::{Fetched, Plan};
 pub use select::{Failed, Selection};
 use tree::{Node, NodeId, Tree};
@@ -55,7 +58,7 @@ enum Place {
 /// The size of the dataset, as `statfs` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all layers and the config.
+    /// Bytes of all layers and configs.
     pub bytes: u64,
     /// Entries known so far.
     pub entries: u64,
@@ -73,8 +76,12 @@ pub struct Listed<'a> {
 pub struct Options {
     /// Plain HTTP even for a registry that is not on this machine.
     pub plain_http: bool,
+    /// Login and certificates.
+    pub access: Access,
     /// Ask no registry for anything: what is not in the cache folder is missing.
     pub offline: bool,
+    /// Which manifest of an index is mounted; `None`: all, each in a folder.
+    pub platform: Option<Platform>,
     /// No folder: no cache on disk.
     pub cache_dir: Option<PathBuf>,
     /// Bytes that the cache folder may hold; `None`: 10 GiB or a tenth of its file system.
@@ -110,8 +117,8 @@ pub struct Options {
 /// `Options::timeout`, in data or in an error; the calls of `ahead.rs` take as long as indexing takes.
 pub struct Mount {
     options: Options,
-    digest: Digest,
-    config: Bytes,
+    /// Those of an index, or one; that of the reference first.
+    manifests: Vec<Resolved>,
     layers: Vec<Arc<Layer>>,
     /// Of each layer that is a directory.
     layer_nodes: Vec<Option<LayerNode>>,
@@ -143,8 +150,12 @@ impl Mount {
     /// `None`: there is no such name, and never will be.
     pub async fn lookup(&self, directory: Ino, name: &[u8]) -> Result<Option<Attributes>> {
         match self.place(directory)? {
-            Place::Node(id) => self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose(),
+            Place::Node(id) => {
+                self.is_whole(id)?;
+                self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose()
+            }
             Place::Entry { layer, entry } => {
+                self.start_reading(layer, name)?;
                 let contents = self.contents(layer).await?;
                 let found = contents.index.lookup(entry, name);
                 found.map(|entry| self.entry_attributes(layer, &contents.index, entry)).transpose()
@@ -180,6 +191,7 @@ impl Mount {
         let first = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
         match self.place(directory)? {
             Place::Node(id) => {
+                self.is_whole(id)?;
                 if (dot && !show(b".", self.node_attributes(id)?))
                     || (dot_dot && !show(b"..", self.node_attributes(self.tree.parent(id))?))
                 {
@@ -227,9 +239,10 @@ impl Mount {
         let range = offset..offset.saturating_add(u64::from(size));
         match self.place(file)? {
             Place::Node(id) => match self.tree.node(id) {
-                Some(Node::Config) => {
-                    let length = self.config.len() as u64;
-                    Ok(self.config.slice(range.start.min(length) as usize..range.end.min(length) as usize))
+                Some(Node::Config(number)) => {
+                    let config = &self.manifest(number)?.config;
+                    let length = config.len() as u64;
+                    Ok(config.slice(range.start.min(length) as usize..range.end.min(length) as usize))
                 }
                 Some(Node::LayerFile(number)) => {
                     let blob = &self.layer(number)?.descriptor;
@@ -257,15 +270,48 @@ impl Mount {
         self.sources.chunks.settle().await;
     }
 
+    /// Has this called with the inodes of a layer whose bytes turn out to be wrong: what a kernel keeps of them is, too.
+    pub fn on_wrong(self: &Arc<Self>, call: impl Fn(Vec<Ino>) + Send + Sync + 'static) {
+        let mount = Arc::downgrade(self);
+        self.sources.chunks.on_wrong(move |digest| {
+            if let Some(mount) = mount.upgrade() {
+                call(mount.inodes_of(digest));
+            }
+        });
+    }
+
+    /// All that show bytes of this layer, as far as its index is in memory.
+    fn inodes_of(&self, digest: &Digest) -> Vec<Ino> {
+        let mut inodes = Vec::new();
+        for (number, layer) in self.layers.iter().enumerate().filter(|(_, layer)| layer.descriptor.digest == *digest) {
+            let entries = layer.known().map_or(0, |contents| u32::try_from(contents.index.len()).unwrap_or(u32::MAX));
+            inodes.extend((0..entries).map(|entry| Ino::of(Place::Entry { layer: number, entry: EntryId(entry) })));
+            let is_it = |id: &NodeId| self.tree.node(*id) == Some(Node::LayerFile(number));
+            inodes.extend((0..self.tree.len()).filter(is_it).map(|id| Ino::of(Place::Node(id))));
+        }
+        inodes
+    }
+
     pub fn usage(&self) -> Usage {
         let layers = self.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.descriptor.size));
         let entries: usize =
             self.layers.iter().filter_map(|layer| layer.known()).map(|contents| contents.index.len()).sum();
-        Usage { bytes: layers.saturating_add(self.config.len() as u64), entries: (entries + self.tree.len()) as u64 }
+        let configs: u64 = self.manifests.iter().map(|part| part.config.len() as u64).sum();
+        Usage { bytes: layers.saturating_add(configs), entries: (entries + self.tree.len()) as u64 }
     }
 
     fn layer(&self, number: usize) -> Result<&Arc<Layer>> {
         self.layers.get(number).ok_or_else(|| Error::new(ErrorKind::NotFound, number, "no such layer"))
+    }
+
+    fn manifest(&self, number: usize) -> Result<&Resolved> {
+        self.manifests.get(number).ok_or_else(|| Error::new(ErrorKind::NotFound, number, "no such manifest"))
+    }
+
+    /// Of an index, a manifest may be missing.
+    fn is_whole(&self, node: NodeId) -> Result<()> {
+        let Some(Node::Manifest(number)) = self.tree.node(node) else { return Ok(()) };
+        self.manifest(number)?.error.clone().map_or(Ok(()), Err)
     }
 
     /// A layer's contents; known ones without waiting, as nearly every call finds them.
@@ -302,6 +348,17 @@ impl Mount {
         }
     }
 
+    /// See `begin.rs`.
+    fn start_reading(&self, number: usize, name: &[u8]) -> Result<()> {
+        let layer = self.layer(number)?;
+        let free = self.options.connections > 2 && !self.options.verify_blobs;
+        if free && layer.known().is_none() && layer.is_first_lookup() {
+            let (layer, sources, name) = (Arc::clone(layer), Arc::clone(&self.sources), name.to_vec());
+            tokio::spawn(async move { begin::begin(&layer, &sources, &name).await });
+        }
+        Ok(())
+    }
+
     fn start_look_ahead(&self, number: usize) {
         // It would fetch whole layers that nobody asked for.
         if self.options.verify_blobs {
@@ -331,11 +388,13 @@ impl Mount {
 }
 
 async fn in_time<T>(timeout: Duration, object: impl Display, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
-        let cause = format!("not done within {}", humantime::format_duration(timeout));
-        Err(Error::new(ErrorKind::TimedOut, object, cause)
-            .hint("what was begun goes on; try again, or give more time with --timeout"))
-    })
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(not_done(timeout, object)))
+}
+
+fn not_done(timeout: Duration, object: impl Display) -> Error {
+    let cause = format!("not done within {}", humantime::format_duration(timeout));
+    Error::new(ErrorKind::TimedOut, object, cause)
+        .hint("what was begun goes on; try again, or give more time with --timeout")
 }
 
 impl Contents {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::oci::{Descriptor, Digest, UNPACK};
+use crate::oci::{Descriptor, Digest, Listed, Platform, REF_NAME, UNPACK};
 
 /// NAME_MAX of Linux, in bytes (limits.h).
 const LONGEST_NAME: usize = 255;
@@ -68,7 +68,29 @@ pub fn places(
             }
         })
         .collect();
-    (without_clashes(layers, names, &mut warnings), warnings)
+    let blobs: Vec<&Descriptor> = layers.iter().map(|(layer, _)| layer).collect();
+    (without_clashes(&blobs, names, plain_name, &mut warnings), warnings)
+}
+
+/// The same for the manifests of an index: their platform, their name, or their place in it.
+pub fn manifest_places(manifests: &[Listed]) -> (Vec<Option<Parts>>, Vec<String>) {
+    let plain = |number, manifest: &Descriptor| format!("manifest-{number:04}-{}", manifest.digest.short());
+    let names = manifests.iter().enumerate().map(|(number, Listed { descriptor, platform })| {
+        let platform = platform.as_ref().filter(|platform| platform.is_known()).map(Platform::to_string);
+        let name = platform.and_then(|name| file_name(&name, '-'));
+        let name = name.or_else(|| file_name(descriptor.annotations.get(REF_NAME)?, '_'));
+        vec![name.unwrap_or_else(|| plain(number, descriptor))]
+    });
+    let (names, mut warnings) = (names.collect(), Vec::new());
+    let blobs: Vec<&Descriptor> = manifests.iter().map(|manifest| &manifest.descriptor).collect();
+    (without_clashes(&blobs, names, plain, &mut warnings), warnings)
+}
+
+/// One name, slashes replaced.
+fn file_name(text: &str, slash: char) -> Option<String> {
+    let name = text.replace('/', &slash.to_string());
+    let safe = !matches!(name.as_str(), "" | "." | "..") && name.len() <= LONGEST_NAME;
+    (safe && !name.contains(char::is_control)).then_some(name)
 }
 
 /// The form that is always possible; the number is the place in the manifest, from 0.
@@ -108,34 +130,32 @@ fn shared_directories<'a>(mut titles: impl Iterator<Item = &'a Parts>) -> usize 
     })
 }
 
-/// A name that another layer has too, or that another layer needs as a directory, gets the short digest appended; if that
-/// does not tell them apart, every layer gets its plain name.
+/// A name that another has too, or that another needs as a directory, gets the short digest appended; if that
+/// does not tell them apart, all get their plain name.
 fn without_clashes(
-    layers: &[(Descriptor, Shape)],
+    blobs: &[&Descriptor],
     names: Vec<Parts>,
+    plain: impl Fn(usize, &Descriptor) -> String,
     warnings: &mut Vec<String>,
 ) -> Vec<Option<Parts>> {
     let mut seen = HashSet::new();
-    let mut places: Vec<Option<Parts>> = layers
-        .iter()
-        .zip(names)
-        .map(|((layer, _), name)| seen.insert((&layer.digest, name.clone())).then_some(name))
-        .collect();
+    let mut places: Vec<Option<Parts>> =
+        blobs.iter().zip(names).map(|(blob, name)| seen.insert((&blob.digest, name.clone())).then_some(name)).collect();
     let clashing = clashes(&places);
     if clashing.is_empty() {
         return places;
     }
-    for (number, ((layer, _), place)) in layers.iter().zip(&mut places).enumerate() {
+    for (number, (blob, place)) in blobs.iter().zip(&mut places).enumerate() {
         if let Some(name) = place.as_mut().and_then(|place| place.last_mut()).filter(|_| clashing.contains(&number)) {
-            warnings.push(format!("layer {}: {name:?} names more than one entry", layer.digest));
-            let ending = format!("-{}", layer.digest.short());
+            warnings.push(format!("{}: {name:?} names more than one entry", blob.digest));
+            let ending = format!("-{}", blob.digest.short());
             name.truncate(name.floor_char_boundary(LONGEST_NAME.saturating_sub(ending.len())));
             name.push_str(&ending);
         }
     }
     if !clashes(&places).is_empty() {
-        for (number, ((layer, _), place)) in layers.iter().zip(&mut places).enumerate() {
-            *place = Some(vec![plain_name(number, layer)]);
+        for (number, (blob, place)) in blobs.iter().zip(&mut places).enumerate() {
+            *place = Some(vec![plain(number, blob)]);
         }
     }
     places

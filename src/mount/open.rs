@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
-use super::names::{Shape, places};
+use super::manifests::Resolved;
+use super::names::{Parts, Shape, places};
 use super::resolve::Artifact;
 use super::stored;
 use super::tree::{Node, Tree};
@@ -22,7 +23,7 @@ use crate::blob::{Background, BlobSource, Compression};
 use crate::cache::{CacheFolder, Indexes, Manifests};
 use crate::error::Result;
 use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
-use crate::oci::{Descriptor, Digest, names_by_layer_digest};
+use crate::oci::{Descriptor, names_by_layer_digest};
 
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
@@ -40,8 +41,9 @@ const FIRST_BLOCKS: u64 = 1 << 20;
 const CREATED: &str = "org.opencontainers.image.created";
 
 impl Mount {
-    /// Resolves the reference once and checks manifest and config against their digests.
+    /// Resolves the reference once and checks manifests and configs against their digests, within the timeout.
     pub async fn open(reference: &str, options: Options) -> Result<Self> {
+        let deadline = Instant::now() + options.timeout;
         let folder = options.cache_dir.as_deref().and_then(|path| {
             CacheFolder::open(path, options.cache_size)
                 .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
@@ -51,8 +53,8 @@ impl Mount {
         // A stored index may be of bytes that nobody has checked.
         let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
         let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
-        let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref()).await?;
-        let Artifact { digest, manifest, config, headers, data, chunks, traffic, reachable } = artifact;
+        let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref(), deadline).await?;
+        let Artifact { mut parts, headers, data, chunks, traffic, reachable } = artifact;
         if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
             tokio::task::spawn_blocking(move || {
                 manifests.clean(SystemTime::now());
@@ -92,22 +94,26 @@ impl Mount {
             unpacks: true,
             passes: Semaphore::new(PASSES),
         });
-        let layers = with_shapes(manifest.layers, &sources, if reachable { options.timeout } else { GLANCE }).await;
-        let all_titled = layers.iter().all(|(layer, _)| layer.title().is_some());
-        let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&config) };
-        let tree = build_tree(&layers, &names, manifest.config.is_some());
+        let counts: Vec<usize> = parts.iter().map(|part| part.manifest.layers.len()).collect();
+        let layers = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.manifest.layers)).collect();
+        let deadline = if reachable { deadline } else { deadline.min(Instant::now() + GLANCE) };
+        let layers = with_shapes(layers, &sources, deadline).await;
+        let tree = build_tree(&parts, &layers, &counts);
         let mut layer_nodes = vec![None; layers.len()];
         let walk: Vec<usize> = tree.layers().iter().map(|(number, _)| *number).collect();
+        let in_order = walk.iter().filter_map(|number| layers.get(*number)).map(|(layer, _)| layer.clone());
+        sources.data.in_order(in_order.collect());
         for (place, (number, node)) in tree.layers().into_iter().enumerate() {
             if let Some(layer) = layer_nodes.get_mut(number) {
                 *layer = Some(LayerNode { node, place });
             }
         }
-        let created = manifest.annotations.get(CREATED).and_then(|text| humantime::parse_rfc3339(text).ok());
+        // What an index does not say is as new as the newest of its manifests.
+        let created = |part: &Resolved| humantime::parse_rfc3339(part.descriptor.annotations.get(CREATED)?).ok();
+        let created = parts.first().and_then(created).or_else(|| parts.iter().filter_map(created).max());
         Ok(Self {
             options,
-            digest,
-            config,
+            manifests: parts,
             layers: layers.into_iter().map(|(layer, _)| Arc::new(Layer::new(layer))).collect(),
             layer_nodes,
             sources,
@@ -123,10 +129,9 @@ impl Mount {
     }
 }
 
-/// Looks into those layers of which the manifest does not tell whether they are archives, for `timeout` altogether.
+/// Looks into those layers of which the manifest does not tell whether they are archives, until `deadline`.
 /// One that cannot be read now is shown as a file; whoever reads it is told why.
-async fn with_shapes(layers: Vec<Descriptor>, sources: &Arc<Sources>, timeout: Duration) -> Vec<(Descriptor, Shape)> {
-    let deadline = Instant::now() + timeout;
+async fn with_shapes(layers: Vec<Descriptor>, sources: &Arc<Sources>, deadline: Instant) -> Vec<(Descriptor, Shape)> {
     let mut unknown = 0;
     let shapes = stream::iter(layers)
         .map(async |layer| {
@@ -178,19 +183,33 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
     }
 }
 
-fn build_tree(layers: &[(Descriptor, Shape)], names: &HashMap<Digest, String>, has_config: bool) -> Tree {
-    let (places, warnings) = places(layers, names);
-    for warning in warnings {
-        tracing::warn!("{}", crate::error::printable(&warning));
+/// `counts`: how many of the layers are each manifest's.
+fn build_tree(parts: &[Resolved], layers: &[(Descriptor, Shape)], counts: &[usize]) -> Tree {
+    let mut nodes: Vec<(Parts, Node)> = Vec::new();
+    let mut first = 0;
+    for (number, (part, count)) in parts.iter().zip(counts).enumerate() {
+        let own = layers.get(first..).and_then(|rest| rest.get(..*count)).unwrap_or_default();
+        let below = |place: Parts| part.folder.iter().cloned().chain(place).collect();
+        nodes.push((part.folder.clone(), Node::Manifest(number)));
+        let all_titled = own.iter().all(|(layer, _)| layer.title().is_some());
+        let names = if all_titled { HashMap::new() } else { names_by_layer_digest(&part.config) };
+        let (places, warnings) = places(own, &names);
+        for warning in warnings {
+            tracing::warn!("{}", crate::error::printable(&warning));
+        }
+        let config = vec!["config.json".to_owned()];
+        let taken = places.iter().flatten().any(|place| place.first() == config.first());
+        for (place, (layer, (_, shape))) in places.into_iter().zip((first..).zip(own)) {
+            let node = match shape {
+                Shape::Directory => Node::Layer(layer),
+                Shape::File => Node::LayerFile(layer),
+            };
+            nodes.extend(place.map(|place| (below(place), node)));
+        }
+        if part.manifest.config.is_some() && !taken {
+            nodes.push((below(config), Node::Config(number)));
+        }
+        first += count;
     }
-    let config = vec!["config.json".to_owned()];
-    let taken = places.iter().flatten().any(|place| place.first() == config.first());
-    let nodes = places.into_iter().zip(layers).enumerate().filter_map(|(number, (place, (_, shape)))| {
-        let node = match shape {
-            Shape::Directory => Node::Layer(number),
-            Shape::File => Node::LayerFile(number),
-        };
-        Some((place?, node))
-    });
-    Tree::new(nodes.chain((has_config && !taken).then_some((config, Node::Config))))
+    Tree::new(nodes)
 }

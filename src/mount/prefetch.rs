@@ -163,8 +163,16 @@ impl Mount {
             let given_up = || Error::new(ErrorKind::Unreachable, &part.blob.digest, "not tried after so many failures");
             let first = failures.iter().find_map(|(_, error)| error.clone()).unwrap_or_else(given_up);
             if failures.is_empty() {
-                let cause = "it was fetched, but could not be kept in the cache folder";
-                let lost = Error::new(ErrorKind::NoSpace, &part.blob.digest, cause);
+                let lost = if self.sources.chunks.is_wrong(&part.blob) {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        &part.blob.digest,
+                        "what was fetched has another digest; it is dropped",
+                    )
+                } else {
+                    let cause = "it was fetched, but could not be kept in the cache folder";
+                    Error::new(ErrorKind::NoSpace, &part.blob.digest, cause)
+                };
                 failures.extend(part.missing_on(&disk).into_iter().map(|run| (run, Some(lost.clone()))));
             }
             let failures = failures.iter().map(|(run, error)| (run, error.as_ref().unwrap_or(&first)));

@@ -1,25 +1,25 @@
-//! From a reference to manifest and config, checked: from the registry, or from the cache folder.
+//! From a reference to manifests and configs, checked: from the registry, or from the cache folder.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, timeout_at};
 
-use super::{Options, in_time};
-use crate::blob::{BlobSource, Headers, Layout, Offline, ReadAhead};
+use super::manifests::{AT_ONCE, ManifestLimits, Resolved, expand};
+use super::{Options, in_time, not_done};
+use crate::blob::{BlobSource, Described, Headers, Layout, Offline, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::{Descriptor, Digest, Document, Index, LARGEST_MANIFEST, Manifest, Reference, RegistryReference};
+use crate::oci::{Descriptor, Digest, LARGEST_MANIFEST, LayoutReference, Manifest, Reference, RegistryReference};
 use crate::registry::{Registry, RegistryOptions, Traffic};
-
-/// Bytes; a config is kept in memory.
-const LARGEST_CONFIG: u64 = 64 << 20;
 
 /// A resolved reference, and where its blobs come from.
 pub struct Artifact {
-    pub digest: Digest,
-    pub manifest: Manifest,
-    pub config: Bytes,
+    /// At least one; that of the reference first.
+    pub parts: Vec<Resolved>,
     pub headers: Arc<dyn BlobSource>,
     pub data: Arc<dyn BlobSource>,
     pub chunks: Arc<ChunkCache>,
@@ -28,35 +28,60 @@ pub struct Artifact {
     pub reachable: bool,
 }
 
+impl Options {
+    /// Those of the registry.
+    pub fn registry(&self) -> RegistryOptions {
+        RegistryOptions {
+            plain_http: self.plain_http,
+            access: self.access.clone(),
+            timeout: self.timeout,
+            connections: self.connections,
+            bandwidth: self.bandwidth,
+            mirrors: self.mirrors.clone(),
+            require_ranges: self.require_ranges,
+            allow_local_redirects: self.allow_local_redirects,
+        }
+    }
+}
+
 impl Artifact {
-    /// Resolves the reference once and checks manifest and config against their digests.
+    /// Resolves the reference once and checks manifests and configs against their digests, until `deadline`.
     pub async fn resolve(
         reference: &str,
         options: &Options,
         folder: Option<&CacheFolder>,
         manifests: Option<&Arc<Manifests>>,
+        deadline: Instant,
     ) -> Result<Self> {
         match reference.parse()? {
-            Reference::Registry(reference) => Self::in_registry(reference, options, folder, manifests).await,
+            Reference::Registry(reference) => Self::in_registry(reference, options, folder, manifests, deadline).await,
             Reference::Layout(_) if options.verify_blobs => {
                 Err(unverifiable("layers of an image layout are not copied to where they are checked"))
             }
-            Reference::Layout(reference) => {
-                let name = reference.to_string();
-                let layout = Arc::new(Layout::new(reference));
-                // It may lie on a network file system that hangs.
-                let reading = Arc::clone(&layout);
-                let manifest = blocking(&name, move || reading.manifest());
-                let (digest, bytes) = in_time(options.timeout, &name, async { manifest.await? }).await?;
-                let manifest = image_manifest(&bytes, &name)?;
-                let config = read_config(manifest.config.as_ref(), layout.as_ref(), None).await?;
-                // The kernel's page cache serves a local file better than a second copy of it.
-                let chunks = Arc::new(ChunkCache::new(layout.clone(), None, options.memory));
-                let (headers, data) = (layout.clone(), layout);
-                let traffic = Arc::default();
-                Ok(Self { digest, manifest, config, headers, data, chunks, traffic, reachable: true })
-            }
+            Reference::Layout(layout) => by(deadline, options, reference, Self::in_layout(layout, options)).await,
         }
+    }
+
+    async fn in_layout(reference: LayoutReference, options: &Options) -> Result<Self> {
+        let name = reference.to_string();
+        let layout = Arc::new(Layout::new(reference));
+        // It may lie on a network file system that hangs.
+        let reading = Arc::clone(&layout);
+        let root = blocking(&name, move || reading.manifest()).await??;
+        let fetch = async |manifest: &Descriptor| {
+            let size = manifest.size.min(LARGEST_MANIFEST);
+            let bytes = layout.read(manifest, 0..size).await?;
+            manifest.digest.check(&bytes)?;
+            Ok(bytes)
+        };
+        let limits = ManifestLimits::default();
+        let mut parts = expand(root, &name, options.platform.as_ref(), limits, fetch).await?;
+        let source = described(&mut parts, layout);
+        read_configs(&mut parts, &source, None, limits).await?;
+        // The kernel's page cache serves a local file better than a second copy of it.
+        let chunks = Arc::new(ChunkCache::new(source.clone(), None, options.memory));
+        let (headers, data) = (source.clone(), source);
+        Ok(Self { parts, headers, data, chunks, traffic: Arc::default(), reachable: true })
     }
 
     async fn in_registry(
@@ -64,6 +89,7 @@ impl Artifact {
         options: &Options,
         folder: Option<&CacheFolder>,
         manifests: Option<&Arc<Manifests>>,
+        deadline: Instant,
     ) -> Result<Self> {
         let name = reference.to_string();
         let registry = match options.offline {
@@ -72,21 +98,17 @@ impl Artifact {
                 return Err(error.hint("give one with --cache-dir, or set HOME"));
             }
             true => None,
-            false => {
-                let registry_options = RegistryOptions {
-                    plain_http: options.plain_http,
-                    timeout: options.timeout,
-                    connections: options.connections,
-                    bandwidth: options.bandwidth,
-                    mirrors: options.mirrors.clone(),
-                    require_ranges: options.require_ranges,
-                    allow_local_redirects: options.allow_local_redirects,
-                };
-                Some(Arc::new(Registry::new(reference.clone(), &registry_options)?))
-            }
+            false => Some(Arc::new(Registry::new(reference.clone(), &options.registry())?)),
         };
-        let found = find_manifest(&reference, registry.as_deref(), manifests).await?;
-        let manifest = image_manifest(&found.bytes, &name)?;
+        let Found { digest, bytes, origin } =
+            find_manifest(&reference, registry.as_deref(), manifests, options.timeout).await?;
+        // One that did not answer just now is not asked for more.
+        let asked = registry.as_deref().filter(|_| origin != Origin::Fallback);
+        let fetch = async |manifest: &Descriptor| fetch_manifest(&manifest.digest, asked, manifests).await;
+        let limits = ManifestLimits::default();
+        let root = (digest.clone(), bytes.clone());
+        let expanding = expand(root, &name, options.platform.as_ref(), limits, fetch);
+        let mut parts = by(deadline, options, &name, expanding).await?;
 
         let disk = folder.filter(|_| options.disk_cache);
         let disk = disk.and_then(|folder| folder.disk_cache(options.cache_min_free)).map(Arc::new);
@@ -94,6 +116,7 @@ impl Artifact {
             Some(registry) => registry.clone(),
             None => Arc::new(Offline),
         };
+        let source = described(&mut parts, source);
         let (chunks, headers): (_, Arc<dyn BlobSource>) = if options.verify_blobs {
             let disk = disk.ok_or_else(|| unverifiable("there is no cache folder to check layers in"))?;
             let chunks = Arc::new(ChunkCache::of_checked(source, disk, options.memory));
@@ -105,12 +128,11 @@ impl Artifact {
         if let Some(registry) = &registry {
             registry.keep_passing_in(&chunks);
         }
-        let config = read_config(manifest.config.as_ref(), headers.as_ref(), manifests).await?;
+        by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await?;
         if let Some(manifests) = manifests.cloned()
-            && found.origin == Origin::Registry
+            && origin == Origin::Registry
         {
             // The tag last: what it names is there then.
-            let (digest, bytes) = (found.digest.clone(), found.bytes);
             let store = move || {
                 manifests.store(&digest, &bytes);
                 if reference.digest.is_none() {
@@ -120,16 +142,28 @@ impl Artifact {
             blocking(&name, store).await?;
         }
         Ok(Self {
-            digest: found.digest,
-            manifest,
-            config,
+            parts,
             headers,
             data: Arc::new(ReadAhead::new(Arc::clone(&chunks))),
             chunks,
             traffic: registry.as_ref().map(|registry| registry.traffic()).unwrap_or_default(),
-            reachable: registry.is_some() && found.origin != Origin::Fallback,
+            reachable: registry.is_some() && origin != Origin::Fallback,
         })
     }
+}
+
+async fn by<T>(deadline: Instant, options: &Options, object: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(not_done(options.timeout, object)))
+}
+
+/// The source, with what the manifests themselves say of their blobs.
+fn described(parts: &mut [Resolved], source: Arc<dyn BlobSource>) -> Arc<dyn BlobSource> {
+    let (mut inline, mut elsewhere) = (HashMap::new(), HashMap::new());
+    for Resolved { manifest, .. } in parts {
+        inline.extend(std::mem::take(&mut manifest.inline));
+        elsewhere.extend(std::mem::take(&mut manifest.elsewhere));
+    }
+    if inline.is_empty() && elsewhere.is_empty() { source } else { Arc::new(Described { source, inline, elsewhere }) }
 }
 
 struct Found {
@@ -152,6 +186,7 @@ async fn find_manifest(
     reference: &RegistryReference,
     registry: Option<&Registry>,
     manifests: Option<&Arc<Manifests>>,
+    timeout: Duration,
 ) -> Result<Found> {
     let load = async |digest: Digest, origin| {
         let bytes = load(manifests, &digest, LARGEST_MANIFEST).await?;
@@ -162,22 +197,31 @@ async fn find_manifest(
     {
         return Ok(found);
     }
+    let known = resolution(reference, manifests).await;
     let failed = match registry {
         None => Error::new(ErrorKind::NotFound, reference, "offline: not in the cache")
             .hint("mount it once without --offline"),
-        Some(registry) => match registry.manifest().await {
+        Some(registry) => match ask(registry, known.is_some(), timeout).await {
             Ok((digest, bytes)) => return Ok(Found { digest, bytes, origin: Origin::Registry }),
             Err(error) if error.is_of_the_network() && reference.digest.is_none() => error,
             Err(error) => return Err(error),
         },
     };
-    let Some(Resolution { digest, age }) = resolution(reference, manifests).await else { return Err(failed) };
+    let Some(Resolution { digest, age }) = known else { return Err(failed) };
     let Some(found) = load(digest, Origin::Fallback).await else { return Err(failed) };
     if registry.is_some() {
         let age = humantime::format_duration(Duration::from_secs(age.as_secs()));
         tracing::warn!("{failed}; going on with what the cache has of it, as of {age} ago: {}", found.digest);
     }
     Ok(found)
+}
+
+/// Who has something to go on with needs time for that, too.
+async fn ask(registry: &Registry, has_fallback: bool, timeout: Duration) -> Result<(Digest, Bytes)> {
+    match has_fallback {
+        true => in_time(timeout / 2, "the registry", registry.manifest()).await,
+        false => registry.manifest().await,
+    }
 }
 
 async fn resolution(reference: &RegistryReference, manifests: Option<&Arc<Manifests>>) -> Option<Resolution> {
@@ -198,28 +242,63 @@ fn unverifiable(cause: &str) -> Error {
     Error::new(ErrorKind::Usage, "--verify=blob", cause).hint("it needs --cache-dir, and none of --no-disk-cache")
 }
 
-fn image_manifest(bytes: &[u8], reference: &str) -> Result<Manifest> {
-    match Document::parse(bytes, reference)? {
-        Document::Manifest(manifest) => Ok(manifest),
-        Document::Index(Index { manifests }) => {
-            let digests: Vec<_> = manifests.iter().take(3).map(|manifest| manifest.digest.as_str()).collect();
-            Err(Error::new(ErrorKind::Unsupported, reference, format!("an index of {} manifests", manifests.len()))
-                .hint(format!("name one of them by its digest, for instance {}", digests.join(" or "))))
+/// One of an index: from where it is kept, or from the registry; then it is kept.
+async fn fetch_manifest(
+    digest: &Digest,
+    registry: Option<&Registry>,
+    manifests: Option<&Arc<Manifests>>,
+) -> Result<Bytes> {
+    if let Some(bytes) = load(manifests, digest, LARGEST_MANIFEST).await {
+        return Ok(bytes);
+    }
+    let missing = || Error::new(ErrorKind::NotFound, digest, "not in the cache, and no registry to ask");
+    let bytes = registry.ok_or_else(missing)?.manifest_by_digest(digest).await?;
+    store(digest, &bytes, manifests).await?;
+    Ok(bytes)
+}
+
+async fn read_configs(
+    parts: &mut [Resolved],
+    source: &Arc<dyn BlobSource>,
+    manifests: Option<&Arc<Manifests>>,
+    limits: ManifestLimits,
+) -> Result<()> {
+    let wanted: Vec<(usize, Descriptor)> =
+        parts.iter().enumerate().filter_map(|(number, part)| Some((number, part.manifest.config.clone()?))).collect();
+    let mut total = 0u64;
+    for (_, config) in &wanted {
+        total = total.saturating_add(config.size);
+        if total > limits.configs {
+            let cause = format!("configs are larger than the {} bytes that are read", limits.configs);
+            return Err(Error::new(ErrorKind::Limit, &config.digest, cause).hint("tell the publisher"));
         }
     }
+    let results: Vec<_> = stream::iter(wanted)
+        .map(async |(number, config)| (number, read_config(&config, source.as_ref(), manifests).await))
+        .buffered(AT_ONCE)
+        .collect()
+        .await;
+    for (number, result) in results {
+        let Some(part) = parts.get_mut(number) else { continue };
+        match result {
+            Ok(bytes) => part.config = bytes,
+            Err(error) if part.folder.is_empty() || error.is_of_the_network() => return Err(error),
+            Err(error) => {
+                part.manifest = Manifest::default();
+                part.error = Some(error);
+                part.warn();
+            }
+        }
+    }
+    Ok(())
 }
 
 /// From where it is kept, or from the source; then it is kept.
 async fn read_config(
-    config: Option<&Descriptor>,
+    config: &Descriptor,
     source: &dyn BlobSource,
     manifests: Option<&Arc<Manifests>>,
 ) -> Result<Bytes> {
-    let Some(config) = config else { return Ok(Bytes::new()) };
-    if config.size > LARGEST_CONFIG {
-        let cause = format!("the config is larger than the {LARGEST_CONFIG} bytes that are read");
-        return Err(Error::new(ErrorKind::Limit, &config.digest, cause));
-    }
     if let Some(bytes) = load(manifests, &config.digest, config.size).await
         && bytes.len() as u64 == config.size
     {
@@ -227,11 +306,14 @@ async fn read_config(
     }
     let bytes = source.read(config, 0..config.size).await?;
     config.digest.check(&bytes)?;
-    if let Some(manifests) = manifests.cloned() {
-        let (digest, bytes) = (config.digest.clone(), bytes.clone());
-        blocking(&config.digest, move || manifests.store(&digest, &bytes)).await?;
-    }
+    store(&config.digest, &bytes, manifests).await?;
     Ok(bytes)
+}
+
+async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) -> Result<()> {
+    let Some(manifests) = manifests.cloned() else { return Ok(()) };
+    let (name, digest, bytes) = (digest.clone(), digest.clone(), bytes.clone());
+    blocking(name, move || manifests.store(&digest, &bytes)).await
 }
 
 async fn blocking<T: Send + 'static>(

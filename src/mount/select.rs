@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use globset::{GlobBuilder, GlobMatcher};
 
+use super::manifests::Resolved;
 use super::tree::Node;
 use super::{Ino, Kind, Mount, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -89,7 +90,8 @@ impl Mount {
     /// Everything.
     pub fn select_all(&self) -> Selection {
         let layers = (0..self.layers.len()).map(|number| (number, Chosen::Whole)).collect();
-        Selection { layers, failed: Vec::new() }
+        let missing = |part: &Resolved| Some(Failed { path: part.folder.join("/"), error: part.error.clone()? });
+        Selection { layers, failed: self.manifests.iter().filter_map(missing).collect() }
     }
 
     /// Files, folders with all that is below, layers by name or digest, and globs over the paths of the mount. A layer
@@ -166,7 +168,7 @@ impl Mount {
                     }
                 }
                 // A mount has read it already.
-                Ok(Place::Node(id)) if self.tree.node(id) == Some(Node::Config) => {}
+                Ok(Place::Node(id)) if matches!(self.tree.node(id), Some(Node::Config(_))) => {}
                 Ok(Place::Entry { layer, entry }) if self.is_file(layer, entry).await => selection.file(layer, entry),
                 _ => match self.children(ino).await {
                     Ok(children) => waiting.extend(children.into_iter().filter_map(|(name, ino, kind)| {

@@ -14,7 +14,10 @@ pub enum Node {
     Layer(usize),
     /// The layer with this number as a file.
     LayerFile(usize),
-    Config,
+    /// The folder of the manifest with this number, in an index.
+    Manifest(usize),
+    /// The config of the manifest with this number.
+    Config(usize),
 }
 
 #[derive(Debug)]
@@ -26,7 +29,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// `places` must not clash, as [`super::names::places`] makes them.
+    /// `places` must not clash, as [`super::names::places`] makes them; a directory that is one of them stands before what is
+    /// in it.
     pub fn new(places: impl IntoIterator<Item = (Parts, Node)>) -> Self {
         let mut tree = Self { nodes: vec![Node::Directory], parents: vec![0], children: vec![Vec::new()] };
         let mut known: HashMap<(NodeId, String), NodeId> = HashMap::new();
@@ -117,7 +121,7 @@ mod tests {
             (parts("b/2"), Node::Layer(1)),
             (parts("b/1"), Node::Layer(0)),
             (parts("a"), Node::LayerFile(2)),
-            (parts("config.json"), Node::Config),
+            (parts("config.json"), Node::Config(0)),
         ]);
         let names = |id| tree.children(id).iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>();
         assert_eq!(names(0), ["a", "b", "config.json"]);

@@ -7,9 +7,9 @@ use serde_json::json;
 use super::layer::Contents;
 use super::tree::Node;
 use super::{Ino, Kind, Mount, Place};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Platform};
 
 /// XATTR_NAME_MAX and XATTR_SIZE_MAX of Linux (limits.h), in bytes.
 const LONGEST_NAME: usize = 255;
@@ -37,10 +37,18 @@ impl Mount {
 
     async fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
         let mut xattrs = match self.place(ino)? {
-            Place::Node(0) => self.root_xattrs(),
+            Place::Node(0) => {
+                let mut xattrs = self.manifest_xattrs(0)?;
+                xattrs.push(self.statistics());
+                xattrs
+            }
             Place::Node(id) => match self.tree.node(id) {
                 Some(Node::Layer(number) | Node::LayerFile(number)) => self.layer_xattrs(number)?,
-                Some(Node::Directory | Node::Config) | None => Vec::new(),
+                Some(Node::Manifest(number)) => self.manifest_xattrs(number)?,
+                Some(Node::Config(number)) => {
+                    self.manifest(number)?.manifest.config.as_ref().map_or_else(Vec::new, described)
+                }
+                Some(Node::Directory) | None => Vec::new(),
             },
             Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer)?,
             Place::Entry { layer, entry } => {
@@ -65,7 +73,7 @@ impl Mount {
         Ok(xattrs)
     }
 
-    fn root_xattrs(&self) -> Vec<Xattr> {
+    fn statistics(&self) -> Xattr {
         let chunks = &self.sources.chunks;
         let disk = chunks.disk().map(|disk| json!({ "used": disk.counted(), "limit": disk.limit() }));
         let stats = json!({
@@ -76,23 +84,25 @@ impl Mount {
             "read_ahead": chunks.counters().ahead(),
             "cache": disk,
         });
-        vec![
-            (b"user.oci.digest".to_vec(), self.digest.as_str().into()),
-            (b"user.eo.stats".to_vec(), stats.to_string().into_bytes()),
-        ]
+        (b"user.eo.stats".to_vec(), stats.to_string().into_bytes())
+    }
+
+    fn manifest_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
+        let part = self.manifest(number)?;
+        let mut xattrs = described(&part.descriptor);
+        let more = [
+            ("user.oci.artifact-type", part.artifact_type.clone()),
+            ("user.oci.platform", part.platform.as_ref().map(Platform::to_string)),
+            ("user.eo.error", part.error.as_ref().map(Error::to_string)),
+        ];
+        xattrs.extend(more.into_iter().filter_map(|(name, value)| Some((name.into(), value?.into()))));
+        Ok(xattrs)
     }
 
     fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
         let layer = self.layer(number)?;
         let descriptor = &layer.descriptor;
-        let mut xattrs: Vec<Xattr> = vec![
-            (b"user.oci.digest".to_vec(), descriptor.digest.as_str().into()),
-            (b"user.oci.size".to_vec(), descriptor.size.to_string().into()),
-            (b"user.oci.media-type".to_vec(), descriptor.media_type.clone().into()),
-        ];
-        for (key, value) in &descriptor.annotations {
-            xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
-        }
+        let mut xattrs = described(descriptor);
         xattrs.push(self.verified(descriptor));
         xattrs.push(cached(self.sources.chunks.cached_bytes(descriptor, &(0..descriptor.size))));
         if let Some(error) = layer.error() {
@@ -118,6 +128,18 @@ impl Mount {
         });
         Some(cached(ranges.map(|range| self.sources.chunks.cached_bytes(&contents.blob, &range)).sum()))
     }
+}
+
+fn described(descriptor: &Descriptor) -> Vec<Xattr> {
+    let mut xattrs: Vec<Xattr> = vec![
+        (b"user.oci.digest".to_vec(), descriptor.digest.as_str().into()),
+        (b"user.oci.size".to_vec(), descriptor.size.to_string().into()),
+        (b"user.oci.media-type".to_vec(), descriptor.media_type.clone().into()),
+    ];
+    for (key, value) in &descriptor.annotations {
+        xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
+    }
+    xattrs
 }
 
 /// Bytes that are in the cache folder.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 use sha2::Digest as _;
+use sha2::digest::common::hazmat::SerializableState;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -16,7 +17,7 @@ pub struct Digest(Arc<str>);
 
 impl Digest {
     pub fn sha256_of(bytes: &[u8]) -> Self {
-        Self(format!("sha256:{:x}", sha2::Sha256::digest(bytes)).into())
+        Self(written("sha256", &sha2::Sha256::digest(bytes)).into())
     }
 
     pub fn algorithm(&self) -> &str {
@@ -43,6 +44,14 @@ impl Digest {
         }
     }
 
+    /// `None`: that is no state of such a hasher.
+    pub fn hasher_from(&self, state: &[u8]) -> Option<Hasher> {
+        Some(match self.hasher() {
+            Hasher::Sha256(_) => Hasher::Sha256(SerializableState::deserialize(state.try_into().ok()?).ok()?),
+            Hasher::Sha512(_) => Hasher::Sha512(SerializableState::deserialize(state.try_into().ok()?).ok()?),
+        })
+    }
+
     /// Checks that `bytes` are what the digest names.
     pub fn check(&self, bytes: &[u8]) -> Result<()> {
         let mut hasher = self.hasher();
@@ -51,13 +60,23 @@ impl Digest {
     }
 }
 
-/// Checks a blob whose bytes come one piece after the other.
+fn written(algorithm: &str, sum: &[u8]) -> String {
+    let hex: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{algorithm}:{hex}")
+}
+
+/// The digest of a blob whose bytes come one piece after the other.
+#[derive(Clone)]
 pub enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
+    pub fn sha256() -> Self {
+        Self::Sha256(sha2::Sha256::new())
+    }
+
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -65,12 +84,24 @@ impl Hasher {
         }
     }
 
+    /// As bytes, from which another goes on: see [`Digest::hasher_from`].
+    pub fn state(&self) -> Vec<u8> {
+        match self {
+            Self::Sha256(hasher) => hasher.serialize().to_vec(),
+            Self::Sha512(hasher) => hasher.serialize().to_vec(),
+        }
+    }
+
+    pub fn finish(self) -> Digest {
+        Digest(match self {
+            Self::Sha256(hasher) => written("sha256", &hasher.finalize()).into(),
+            Self::Sha512(hasher) => written("sha512", &hasher.finalize()).into(),
+        })
+    }
+
     pub fn check(self, wanted: &Digest) -> Result<()> {
-        let found = match self {
-            Self::Sha256(hasher) => format!("sha256:{:x}", hasher.finalize()),
-            Self::Sha512(hasher) => format!("sha512:{:x}", hasher.finalize()),
-        };
-        if found == wanted.as_str() {
+        let found = self.finish();
+        if found == *wanted {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Corrupt, wanted, format!("the bytes received have the digest {found}"))
@@ -133,6 +164,24 @@ mod tests {
         for wrong in [hex.to_uppercase(), hex[1..].to_owned(), format!("../{}", &hex[3..])] {
             assert_eq!(format!("sha256:{wrong}").parse::<Digest>(), Err(ParseDigestError::Hex(64)));
         }
+    }
+
+    #[test]
+    fn a_hasher_goes_on_from_the_state_of_another() {
+        let bytes: Vec<u8> = (0..1000_u32).map(|n| n as u8).collect();
+        let digest = Digest::sha256_of(&bytes);
+        for cut in [0, 1, 63, 64, 65, 999] {
+            let mut first = digest.hasher();
+            first.update(&bytes[..cut]);
+            let state = first.state();
+            let mut second = digest.hasher_from(&state).unwrap();
+            second.update(&bytes[cut..]);
+            assert!(second.check(&digest).is_ok(), "{cut}");
+            assert!(digest.hasher_from(&state[1..]).is_none());
+        }
+        let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
+        assert!(long.hasher_from(&digest.hasher().state()).is_none());
+        assert!(long.hasher_from(&long.hasher().state()).is_some());
     }
 
     #[test]

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Descriptor, Digest};
+use super::{Descriptor, Digest, Platform};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes; the limit that registries must at least accept (OCI distribution specification, "Pushing Manifests").
@@ -20,41 +23,124 @@ pub enum Document {
 }
 
 /// An image manifest, docker's schema 2, or the artifact manifest of OCI 1.1's drafts, whose layers are `blobs`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(from = "Wire")]
 pub struct Manifest {
+    pub media_type: String,
+    pub artifact_type: Option<String>,
     pub config: Option<Descriptor>,
-    #[serde(alias = "blobs")]
     pub layers: Vec<Descriptor>,
-    #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// Blobs that the manifest brings along as `data`, checked; what is not what it should be is left out.
+    pub inline: HashMap<Digest, Bytes>,
+    /// Where somebody else has a blob, the first of its `urls`.
+    pub elsewhere: HashMap<Digest, String>,
 }
 
 /// An image index, docker's manifest list, or an image layout's `index.json`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
-    pub manifests: Vec<Descriptor>,
+    #[serde(default)]
+    pub media_type: String,
+    #[serde(default)]
+    pub artifact_type: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub manifests: Vec<Listed>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A manifest in an index.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    pub descriptor: Descriptor,
+    #[serde(default)]
+    pub platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire {
+    #[serde(default)]
+    media_type: String,
+    #[serde(default)]
+    artifact_type: Option<String>,
+    config: Option<Blob>,
+    /// A list without members is `null` to programs in Go.
+    #[serde(alias = "blobs", default, deserialize_with = "or_default")]
+    layers: Vec<Blob>,
+    #[serde(default, deserialize_with = "or_default")]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Blob {
+    #[serde(flatten)]
+    descriptor: Descriptor,
+    #[serde(default)]
+    data: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    urls: Vec<String>,
+}
+
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+impl From<Wire> for Manifest {
+    fn from(wire: Wire) -> Self {
+        let Wire { media_type, artifact_type, config, layers, annotations } = wire;
+        let mut manifest = Self { media_type, artifact_type, annotations, ..Self::default() };
+        manifest.config = config.map(|blob| manifest.take(blob));
+        manifest.layers = layers.into_iter().map(|blob| manifest.take(blob)).collect();
+        manifest
+    }
+}
+
+impl Manifest {
+    fn take(&mut self, blob: Blob) -> Descriptor {
+        let Blob { descriptor, data, urls } = blob;
+        let data = data.and_then(|data| BASE64_STANDARD.decode(data).ok());
+        let is_it = |data: &Vec<u8>| data.len() as u64 == descriptor.size && descriptor.digest.check(data).is_ok();
+        if let Some(data) = data.filter(is_it) {
+            self.inline.insert(descriptor.digest.clone(), data.into());
+        }
+        if let Some(url) = urls.into_iter().next() {
+            self.elsewhere.insert(descriptor.digest.clone(), url);
+        }
+        descriptor
+    }
 }
 
 impl Document {
     /// `object` is the name that an error gives to the bytes.
     pub fn parse(bytes: &[u8], object: &str) -> Result<Self> {
+        /// Which of these are there.
         #[derive(Deserialize)]
-        struct Shape<'a> {
-            #[serde(borrow, default)]
-            manifests: Option<&'a serde_json::value::RawValue>,
+        struct Shape {
+            #[serde(default, deserialize_with = "any")]
+            manifests: bool,
+            #[serde(alias = "blobs", default, deserialize_with = "any")]
+            layers: bool,
+            #[serde(default, deserialize_with = "any")]
+            config: bool,
         }
-        let wrong = |error: serde_json::Error| {
-            Error::new(ErrorKind::Protocol, object, format!("the answer is no OCI manifest: {error}"))
+        let wrong = |cause: &dyn fmt::Display| {
+            Error::new(ErrorKind::Protocol, object, format!("the answer is no OCI manifest: {cause}"))
                 .hint("check the reference")
         };
-        let shape: Shape = serde_json::from_slice(bytes).map_err(wrong)?;
-        match shape.manifests {
-            Some(_) => serde_json::from_slice(bytes).map(Self::Index),
-            None => serde_json::from_slice(bytes).map(Self::Manifest),
+        match serde_json::from_slice(bytes).map_err(|error| wrong(&error))? {
+            Shape { manifests: true, .. } => serde_json::from_slice(bytes).map(Self::Index),
+            Shape { layers: false, config: false, .. } => return Err(wrong(&"it has neither layers nor manifests")),
+            _ => serde_json::from_slice(bytes).map(Self::Manifest),
         }
-        .map_err(wrong)
+        .map_err(|error| wrong(&error))
     }
 }
 
@@ -160,7 +246,7 @@ mod tests {
             assert_eq!(manifest.layers[0].size, 3);
         }
         let Document::Index(index) = manifest(&format!(r#"{{"manifests":[{layer}]}}"#)).unwrap() else { panic!() };
-        assert_eq!(index.manifests[0].digest.as_str(), DIGEST);
+        assert_eq!(index.manifests[0].descriptor.digest.as_str(), DIGEST);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 mod descriptor;
 mod digest;
 mod manifest;
+mod platform;
 mod reference;
 
 pub use descriptor::{Descriptor, REF_NAME, TITLE, UNPACK};
 pub use digest::{Digest, Hasher};
-pub use manifest::{Document, Index, LARGEST_MANIFEST, Manifest, names_by_layer_digest};
+pub use manifest::{Document, Index, LARGEST_MANIFEST, Listed, Manifest, names_by_layer_digest};
+pub use platform::Platform;
 pub use reference::{LayoutReference, Reference, RegistryReference};

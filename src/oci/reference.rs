@@ -1,6 +1,7 @@
 //! References: where an artifact is, as docker, oras and skopeo users write it.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -41,11 +42,30 @@ impl RegistryReference {
         }
     }
 
+    /// As the registry is asked for it: the digest, else the tag.
+    pub fn version(&self) -> &str {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.as_str(),
+            (None, tag) => tag.as_deref().unwrap_or("latest"),
+        }
+    }
+
     /// Whether the registry is on this machine: docker and oras speak plain HTTP to it then.
     pub fn is_loopback(&self) -> bool {
-        let host = self.registry.rsplit_once(':').map_or(&*self.registry, |(host, _)| host);
+        let host = match split_ipv6(&self.registry) {
+            Some((address, _)) => return address.is_loopback(),
+            None => self.registry.rsplit_once(':').map_or(&*self.registry, |(host, _)| host),
+        };
         host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
     }
+}
+
+const IN_PLACE_OF_IPV6: &str = "ipv6.invalid";
+
+/// `[ADDRESS]` and what comes behind it: a port and a path, or a path.
+fn split_ipv6(text: &str) -> Option<(Ipv6Addr, &str)> {
+    let (address, rest) = text.strip_prefix('[')?.split_once(']')?;
+    Some((address.parse().ok()?, rest)).filter(|(_, rest)| rest.is_empty() || rest.starts_with([':', '/']))
 }
 
 impl FromStr for Reference {
@@ -70,8 +90,15 @@ impl FromStr for Reference {
             }
             return Ok(Self::Layout(LayoutReference { directory: directory.into(), tag, digest }));
         }
+        // The grammar of oci-spec lacks addresses in brackets, which docker's has ("Reference", `IPv6address`).
+        let ipv6 = split_ipv6(text).filter(|(_, rest)| rest.contains('/'));
+        let with_name = ipv6.map(|(_, rest)| format!("{IN_PLACE_OF_IPV6}{rest}"));
         let parsed: oci_spec::distribution::Reference =
-            text.parse().map_err(|error| wrong(format!("not a reference: {error}")))?;
+            with_name.as_deref().unwrap_or(text).parse().map_err(|error| wrong(format!("not a reference: {error}")))?;
+        let registry = match ipv6 {
+            Some((address, _)) => parsed.registry().replacen(IN_PLACE_OF_IPV6, &format!("[{address}]"), 1),
+            None => parsed.registry().to_owned(),
+        };
         // oci-spec takes the first part of `Upper/case` for a host and does not look at it again.
         if parsed.repository().contains(char::is_uppercase) {
             return Err(wrong("not a reference: repository name must be lowercase".to_owned()));
@@ -81,7 +108,7 @@ impl FromStr for Reference {
             None => None,
         };
         Ok(Self::Registry(RegistryReference {
-            registry: parsed.registry().to_owned(),
+            registry,
             repository: parsed.repository().to_owned(),
             tag: parsed.tag().map(str::to_owned),
             digest,
@@ -143,7 +170,9 @@ mod tests {
             ("oci:sample/pastis:sample".into(), "oci:sample/pastis:sample".into()),
             ("oci:/a:b/c".into(), "oci:/a:b/c".into()),
             (format!("oci:dir@{digest}"), format!("oci:dir@{digest}")),
-        ] as [(String, String); 9]
+            ("[::1]:5000/x/y:z".into(), "[::1]:5000/x/y:z".into()),
+            ("[2001:DB8::1]/x".into(), "[2001:db8::1]/x:latest".into()),
+        ] as [(String, String); 11]
         {
             assert_eq!(parse(&text).to_string(), whole);
         }
@@ -153,6 +182,8 @@ mod tests {
     fn what_is_no_reference_says_how_one_is_written() {
         for text in
             ["", "UPPER/case", "a b", "x:", "localhost:5000/x@sha256:12", "oci:", "oci::tag", "https://x/y", "../x"]
+                .into_iter()
+                .chain(["[::1]", "[::1]x/y", "[::g]/x", "[fe80::1%eth0]/x", "[127.0.0.1]/x", "[::1]:port/x"])
         {
             let error = text.parse::<Reference>().unwrap_err();
             assert_eq!(error.kind, ErrorKind::Usage, "{text}");
@@ -167,6 +198,7 @@ mod tests {
             Reference::Layout(_) => panic!(),
         };
         assert!(loopback("localhost/x") && loopback("localhost:5000/x") && loopback("127.0.0.9:5000/x"));
+        assert!(loopback("[::1]/x") && loopback("[::1]:5000/x") && !loopback("[2001:db8::1]:5000/x"));
         assert!(!loopback("ghcr.io/x") && !loopback("localhost.example.org/x") && !loopback("10.0.0.1:5000/x"));
     }
 }

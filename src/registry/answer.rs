@@ -10,6 +10,7 @@ use reqwest::{Response, StatusCode};
 use super::retry::Failure;
 use super::targets::Refused;
 use super::traffic::Traffic;
+use super::transport;
 use crate::error::{Error, ErrorKind};
 
 /// What to make of an answer that is not the one hoped for.
@@ -18,7 +19,7 @@ pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
     let error = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Error::new(ErrorKind::Denied, object, format!("the registry answers {status}"))
-                .hint("the repository may need a login, or not exist")
+                .hint("the repository may need a login (eo-mount login), or not exist")
         }
         StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it")
             .hint("push the artifact again, or tell the registry's operator"),
@@ -47,41 +48,9 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 
 /// Errors below HTTP may pass, but for an address that was refused.
 pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-        if let Some(refused) = cause.downcast_ref::<Refused>() {
-            return Failure::Final(Error::new(ErrorKind::Protocol, object, refused));
-        }
-    }
-    let cause = words(error);
-    let error = if error.is_timeout() {
-        Error::new(ErrorKind::TimedOut, object, "the registry does not answer").hint("check the network")
-    } else if error.is_connect() {
-        let failed = Error::new(ErrorKind::Unreachable, object, format!("cannot connect: {cause}"));
-        if cause.contains("InvalidContentType") || cause.contains("corrupt message") {
-            failed.hint("the server does not speak TLS there; use --plain-http if that is meant")
-        } else if cause.contains("NoApplicationProtocol") {
-            failed.hint("the server speaks HTTP/2 alone; ask its operator for HTTP/1.1")
-        } else {
-            failed.hint("check the address and the network")
-        }
-    } else {
-        Error::new(ErrorKind::Unreachable, object, format!("the connection broke: {cause}")).hint("check the network")
-    };
-    Failure::Passing { error, not_before: None }
-}
-
-/// The deepest cause. Not the error itself, which names the address with its query.
-pub(super) fn words(error: &reqwest::Error) -> String {
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(source) = cause.and_then(std::error::Error::source) {
-        cause = Some(source);
-    }
-    match cause {
-        _ if error.is_timeout() => "no answer in time".to_owned(),
-        Some(cause) => cause.to_string(),
-        None => "the request failed".to_owned(),
+    match transport::causes(error).find_map(|cause| cause.downcast_ref::<Refused>()) {
+        Some(refused) => Failure::Final(Error::new(ErrorKind::Protocol, object, refused)),
+        None => transport::failure(object, error),
     }
 }
 

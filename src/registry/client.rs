@@ -6,15 +6,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::breaker::Hosts;
 use super::connections::Connections;
 use super::endpoint::Endpoint;
-use super::mirrors::{Place, places};
+use super::mirrors::places;
 use super::retry::Failure;
 use super::stream::Streams;
-use super::targets::Targets;
 use super::traffic::Traffic;
-use super::web::Web;
+use super::transport::Access;
 use crate::blob::Passing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Digest, RegistryReference};
@@ -28,6 +26,8 @@ const LONGEST_REQUEST: u64 = 1 << 20;
 pub struct RegistryOptions {
     /// Plain HTTP even for a registry that is not on this machine.
     pub plain_http: bool,
+    /// Certificates, and who asks.
+    pub access: Access,
     /// Longest time for one read, retries included.
     pub timeout: Duration,
     /// Most requests under way at once.
@@ -46,6 +46,7 @@ impl Default for RegistryOptions {
     fn default() -> Self {
         Self {
             plain_http: false,
+            access: Access::default(),
             timeout: Duration::from_secs(60),
             connections: 16,
             bandwidth: None,
@@ -74,17 +75,16 @@ impl Registry {
     pub fn new(reference: RegistryReference, options: &RegistryOptions) -> Result<Self> {
         let traffic = Arc::new(Traffic::limited(options.bandwidth));
         let back = Arc::new(Notify::new());
-        let endpoint = |place: Place| {
-            let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
-            let http = http_client(&place, options, targets.clone())
-                .map_err(|error| Error::new(ErrorKind::Io, &reference, format!("cannot set up TLS: {error}")))?;
-            let (hosts, traffic) = (Hosts::new(http.clone(), Arc::clone(&traffic), Arc::clone(&back)), traffic.clone());
-            Endpoint::new(place, Web { http, targets, hosts, traffic, most_patience: options.timeout })
-        };
-        let mut mirrors = places(&reference, options)?.into_iter().map(endpoint).collect::<Result<Vec<_>>>()?;
-        let Some(origin) = mirrors.pop() else {
+        let mut places = places(&reference, options)?;
+        let Some(origin) = places.pop() else {
             return Err(Error::new(ErrorKind::Usage, &reference, "there is no place where it is to be had"));
         };
+        let endpoint = |place, options: &_| Endpoint::new(place, options, &traffic, &back);
+        // A login that was given is the registry's.
+        let mut of_mirrors = options.clone();
+        of_mirrors.access.login = None;
+        let mirrors = places.into_iter().map(|place| endpoint(place, &of_mirrors)).collect::<Result<_>>()?;
+        let origin = endpoint(origin, options)?;
         let shared = options
             .bandwidth
             .map(|rate| rate.saturating_mul(options.timeout.as_secs()) / (SHARE_OF_TIMEOUT * LONGEST_REQUEST));
@@ -120,6 +120,10 @@ impl Registry {
         mirrors.chain([&self.origin]).collect()
     }
 
+    pub(super) fn origin(&self) -> &Endpoint {
+        &self.origin
+    }
+
     pub(super) fn is_origin(&self, endpoint: &Endpoint) -> bool {
         std::ptr::eq(endpoint, &self.origin)
     }
@@ -151,23 +155,4 @@ impl Registry {
     pub(super) fn exhausted(&self) {
         self.mirrors.iter().chain([&self.origin]).for_each(|endpoint| endpoint.web.hosts.exhausted());
     }
-}
-
-fn http_client(place: &Place, options: &RegistryOptions, targets: Targets) -> reqwest::Result<reqwest::Client> {
-    let mut http = reqwest::Client::builder()
-        .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
-        // All streams of HTTP/2 would share one TCP connection and its window.
-        .http1_only()
-        .pool_max_idle_per_host(options.connections)
-        .connect_timeout(options.timeout.min(Duration::from_secs(10)))
-        // A connection that says nothing is given up in time for another attempt.
-        .read_timeout((options.timeout / 3).min(Duration::from_secs(20)))
-        // Followed by ourselves.
-        .redirect(reqwest::redirect::Policy::none())
-        .dns_resolver(targets)
-        .referer(false);
-    if place.is_loopback() {
-        http = http.no_proxy();
-    }
-    http.build()
 }

@@ -1,48 +1,251 @@
 //! How many requests are under way at once.
+//!
+//! Small ones wait for an answer, and more of them at once cost nothing. Long ones want the line: where one connection fills
+//! it, more only take turns; where each is slow (object stores), many together are not. Which it is shows in what arrives.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::time::{Duration, Instant};
 
 use crate::oci::Digest;
+
+/// Bytes from which on a request is a long one.
+const LONG: u64 = 256 << 10;
+/// Long requests at once, before anything is known: enough where one connection has a fifth of the line.
+const FIRST_WIDTH: usize = 12;
+/// Fewer that bring this share of the bytes will do; more must bring so much more to be worth it.
+const ENOUGH: f64 = 0.95;
+const BETTER: f64 = 1.15;
+/// Rounds after which it is tried again.
+const ROUNDS: u32 = 16;
+/// What was learnt is forgotten after this time without long requests.
+const IDLE: Duration = Duration::from_secs(10);
 
 pub(super) struct Connections {
     all: Semaphore,
     /// Most of them for one blob: where its storage stalls, others go on.
     of_a_blob: usize,
     /// Of the blobs that are being read.
-    blobs: Mutex<HashMap<Digest, Weak<Semaphore>>>,
+    blobs: Mutex<HashMap<Digest, Weak<OfBlob>>>,
+    width: Arc<Mutex<Width>>,
+}
+
+struct OfBlob {
+    all: Arc<Semaphore>,
+    long: Arc<Semaphore>,
+    /// Permits of `long`, given out or not.
+    width: Mutex<usize>,
+}
+
+/// Leave to send a request, which ends when it is dropped.
+pub(super) struct Leave<'a> {
+    _blob: Arc<OfBlob>,
+    _long: Option<Long>,
+    _own: Option<OwnedSemaphorePermit>,
+    _all: Option<SemaphorePermit<'a>>,
+}
+
+struct Long {
+    blob: Arc<OfBlob>,
+    permit: Option<OwnedSemaphorePermit>,
+    length: u64,
+    width: Arc<Mutex<Width>>,
 }
 
 impl Connections {
     /// `all`: to the registry, at least 1.
     pub fn new(all: usize) -> Self {
-        Self { all: Semaphore::new(all), of_a_blob: (all - 1).max(1), blobs: Mutex::default() }
+        let of_a_blob = (all - 1).max(1);
+        let width = Arc::new(Mutex::new(Width::new(of_a_blob)));
+        Self { all: Semaphore::new(all), of_a_blob, blobs: Mutex::default(), width }
     }
 
-    /// Waits for leave to send a request, which ends when the result is dropped.
-    pub async fn acquire(&self, blob: &Digest) -> (Option<OwnedSemaphorePermit>, Option<SemaphorePermit<'_>>) {
+    /// Waits for leave to send a request for so many bytes.
+    pub async fn acquire(&self, blob: &Digest, length: u64) -> Leave<'_> {
+        let blob = self.of(blob);
         // The semaphores are never closed.
-        let own = self.of(blob).acquire_owned().await.ok();
-        (own, self.all.acquire().await.ok())
+        let long = if length < LONG {
+            None
+        } else {
+            let waiting = Waiting::new(&self.width);
+            let permit = Arc::clone(&blob.long).acquire_owned().await.ok();
+            drop(waiting);
+            Some(Long { blob: Arc::clone(&blob), permit, length, width: Arc::clone(&self.width) })
+        };
+        let own = Arc::clone(&blob.all).acquire_owned().await.ok();
+        let all = self.all.acquire().await.ok();
+        if long.is_some() {
+            lock(&self.width).begins(Instant::now());
+        }
+        Leave { _blob: blob, _long: long, _own: own, _all: all }
     }
 
-    fn of(&self, blob: &Digest) -> Arc<Semaphore> {
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+    fn of(&self, blob: &Digest) -> Arc<OfBlob> {
+        let mut blobs = lock(&self.blobs);
         if let Some(known) = blobs.get(blob).and_then(Weak::upgrade) {
             return known;
         }
-        blobs.retain(|_, semaphore| semaphore.strong_count() > 0);
-        let new = Arc::new(Semaphore::new(self.of_a_blob));
+        blobs.retain(|_, of_blob| of_blob.strong_count() > 0);
+        let width = lock(&self.width).now;
+        let new = Arc::new(OfBlob {
+            all: Arc::new(Semaphore::new(self.of_a_blob)),
+            long: Arc::new(Semaphore::new(width)),
+            width: Mutex::new(width),
+        });
         blobs.insert(blob.clone(), Arc::downgrade(&new));
         new
     }
 }
 
+/// Somebody waits for leave: the width is what bounds long requests.
+struct Waiting<'a>(&'a Mutex<Width>);
+
+impl<'a> Waiting<'a> {
+    fn new(width: &'a Mutex<Width>) -> Self {
+        lock(width).waiting += 1;
+        Self(width)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(self.0).waiting -= 1;
+    }
+}
+
+impl Drop for Long {
+    fn drop(&mut self) {
+        let mut width = lock(&self.width);
+        width.ends(Instant::now(), self.length);
+        let wanted = width.now;
+        drop(width);
+        let mut now = lock(&self.blob.width);
+        if *now > wanted {
+            *now -= 1;
+            if let Some(permit) = self.permit.take() {
+                permit.forget();
+            }
+        } else {
+            self.blob.long.add_permits(wanted.saturating_sub(*now));
+            *now = wanted;
+        }
+    }
+}
+
+/// Finds out how many long requests at once bring the most: fewer are tried first, and more if fewer were worse.
+struct Width {
+    now: usize,
+    most: usize,
+    /// What the width before this one brought, in bytes a second; `now` is tried instead.
+    before: Option<(usize, f64)>,
+    /// Rounds in which nothing is tried.
+    rest: u32,
+    under_way: usize,
+    waiting: usize,
+    /// Requests from before this round that have not ended.
+    earlier: usize,
+    /// Of this round.
+    since: Instant,
+    bytes: u64,
+    ended: usize,
+}
+
+impl Width {
+    fn new(most: usize) -> Self {
+        Self {
+            now: FIRST_WIDTH.min(most),
+            most,
+            before: None,
+            rest: 1,
+            under_way: 0,
+            waiting: 0,
+            earlier: 0,
+            since: Instant::now(),
+            bytes: 0,
+            ended: 0,
+        }
+    }
+
+    fn begins(&mut self, now: Instant) {
+        if self.under_way == 0 && now.saturating_duration_since(self.since) > IDLE {
+            *self = Self { waiting: self.waiting, ..Self::new(self.most) };
+        }
+        self.under_way += 1;
+    }
+
+    fn next_round(&mut self, now: Instant) {
+        (self.since, self.bytes, self.ended, self.earlier) = (now, 0, 0, 0);
+    }
+
+    fn ends(&mut self, now: Instant, length: u64) {
+        self.under_way = self.under_way.saturating_sub(1);
+        // What was under way at another width says nothing of this one, and where nobody waits the reader is measured, not
+        // the line.
+        if self.earlier > 0 || self.waiting == 0 {
+            let earlier = self.earlier.saturating_sub(1);
+            self.next_round(now);
+            self.earlier = earlier;
+            return;
+        }
+        self.bytes = self.bytes.saturating_add(length);
+        self.ended += 1;
+        if self.ended < self.now * 2 {
+            return;
+        }
+        let rate = self.bytes as f64 / now.saturating_duration_since(self.since).as_secs_f64().max(1e-6);
+        self.next_round(now);
+        let width = self.now;
+        self.judge(rate);
+        if self.now != width {
+            self.earlier = self.under_way;
+        }
+    }
+
+    /// At the end of a round.
+    fn judge(&mut self, rate: f64) {
+        self.rest = self.rest.saturating_sub(1);
+        let Some((width, before)) = self.before.take() else {
+            if self.rest == 0 {
+                self.try_instead((self.now / 2).max(1), rate);
+            }
+            return;
+        };
+        if self.now < width && rate >= before * ENOUGH || self.now > width && rate >= before * BETTER {
+            // Further in this direction.
+            let next = if self.now < width { (self.now / 2).max(1) } else { self.now * 2 };
+            // Of the best, so that small losses do not add up.
+            self.try_instead(next, rate.max(before));
+        } else {
+            let was_fewer = self.now < width;
+            self.now = width;
+            if was_fewer && self.rest == 0 {
+                self.try_instead(width * 2, before);
+            } else {
+                self.rest = ROUNDS;
+            }
+        }
+    }
+
+    fn try_instead(&mut self, width: usize, rate: f64) {
+        let width = width.min(self.most);
+        if width == self.now {
+            self.rest = ROUNDS;
+            return;
+        }
+        self.before = Some((self.now, rate));
+        self.now = width;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use futures_util::{FutureExt, StreamExt, stream};
 
     use super::*;
 
@@ -52,14 +255,54 @@ mod tests {
         let (stalled, other) = (Digest::sha256_of(b"stalled"), Digest::sha256_of(b"other"));
         let mut held = Vec::new();
         for _ in 0..15 {
-            held.push(connections.acquire(&stalled).now_or_never().expect("room"));
+            held.push(connections.acquire(&stalled, 1).now_or_never().expect("room"));
         }
-        assert!(connections.acquire(&stalled).now_or_never().is_none());
-        drop(connections.acquire(&other).now_or_never().expect("room for others"));
+        assert!(connections.acquire(&stalled, 1).now_or_never().is_none());
+        drop(connections.acquire(&other, LONG).now_or_never().expect("room for others"));
         held.pop();
-        assert!(connections.acquire(&stalled).now_or_never().is_some());
+        assert!(connections.acquire(&stalled, 1).now_or_never().is_some());
         drop(held);
-        connections.acquire(&other).await;
+        connections.acquire(&other, 1).await;
         assert_eq!(connections.blobs.lock().unwrap().len(), 1, "blobs nobody reads are forgotten");
+    }
+
+    /// Long requests over a line of 125 MB/s, each connection with so many bytes a second and a round trip. Gives how many
+    /// there are at once most of the time, and the seconds.
+    async fn at_once_mostly(connection: f64, round_trip: Duration) -> (usize, f64) {
+        let connections = Connections::new(33);
+        let blob = Digest::sha256_of(b"");
+        let line = Mutex::new(Instant::now());
+        let start = Instant::now();
+        let widths = Mutex::new(Vec::new());
+        let request = async |_| {
+            let leave = connections.acquire(&blob, 1 << 20).await;
+            let first = Instant::now() + round_trip;
+            let takes = |rate: f64| Duration::from_secs_f64(f64::from(1 << 20) / rate);
+            let on_line = {
+                let mut line = line.lock().unwrap();
+                *line = first.max(*line) + takes(125e6);
+                *line
+            };
+            tokio::time::sleep_until(on_line.max(first + takes(connection))).await;
+            drop(leave);
+            lock(&widths).push(lock(&connections.width).now);
+        };
+        stream::iter(0..2000).map(request).buffer_unordered(40).count().await;
+        let mut widths = lock(&widths).split_off(200);
+        widths.sort_unstable();
+        (widths[widths.len() / 2], start.elapsed().as_secs_f64())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_requests_as_fill_the_line_and_hardly_more() {
+        let line = 2000.0 * f64::from(1 << 20) / 125e6;
+        for (connection, round_trip, wanted) in
+            [(1e9, 1, 1..=3), (1e9, 20, 3..=6), (25e6, 20, 6..=12), (12.5e6, 20, 12..=24), (5e6, 20, 24..=32)]
+        {
+            let (width, seconds) = at_once_mostly(connection, Duration::from_millis(round_trip)).await;
+            println!("{connection:.0} {round_trip} ms: {width}, {:.2}", seconds / line);
+            assert!(wanted.contains(&width), "{width} at {connection} and {round_trip} ms");
+            assert!(seconds < 1.25 * line || connection == 5e6, "{seconds}");
+        }
     }
 }

@@ -7,11 +7,18 @@ use std::time::Duration;
 use lru::LruCache;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode, Url};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::auth::Auth;
+use super::auth::{Auth, Scope};
+use super::breaker::Hosts;
+use super::client::RegistryOptions;
+use super::credentials::Credentials;
 use super::mirrors::Place;
 use super::retry::Failure;
+use super::targets::Targets;
+use super::traffic::Traffic;
+use super::transport::Transport;
 use super::web::{MakeBody, Request, Web};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Digest;
@@ -23,26 +30,9 @@ const SULK: Duration = Duration::from_secs(30);
 /// Of the life of a signed address so much is used, in percent.
 const SAFE_LIFE: u32 = 90;
 
-/// What a request is allowed to do, as scopes name it (distribution specification, "token scope").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Actions {
-    Pull,
-    #[expect(dead_code, reason = "for pushing")]
-    PullAndPush,
-}
-
-impl Actions {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pull => "pull",
-            Self::PullAndPush => "pull,push",
-        }
-    }
-}
-
 pub(super) struct Endpoint {
     pub place: Place,
-    pub web: Web,
+    pub web: Arc<Web>,
     base: Url,
     auth: Auth,
     known: Mutex<Known>,
@@ -65,47 +55,66 @@ struct Resolved {
 }
 
 impl Endpoint {
-    pub fn new(place: Place, web: Web) -> Result<Self> {
-        let base = place.base()?;
+    /// `back` is told when its host was silent and answers again.
+    pub fn new(place: Place, options: &RegistryOptions, traffic: &Arc<Traffic>, back: &Arc<Notify>) -> Result<Self> {
+        let transport = Transport::new(&place, options)?;
+        let base = place.base(transport.plain_http())?;
+        let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
+        let http = transport.client(targets.clone())?;
+        let hosts = Hosts::new(http.clone(), Arc::clone(traffic), Arc::clone(back));
+        let web = Arc::new(Web { http, targets, hosts, traffic: Arc::clone(traffic), most_patience: options.timeout });
+        let credentials = Credentials::new(options.access.login.clone());
+        let auth = Auth::new(&place.registry, &place.repository, base.clone(), credentials, Arc::clone(&web));
         let known =
             Known { redirects: false, blobs: LruCache::new(BLOBS), missing: LruCache::new(BLOBS), failed_until: None };
-        Ok(Self { place, web, base, auth: Auth::default(), known: Mutex::new(known) })
+        Ok(Self { place, web, base, auth, known: Mutex::new(known) })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One request below the repository, or to where an earlier answer's `Location` led. A 401 is answered with a new token once;
-    /// every other answer is returned, with the address that it came from.
+    /// One request below the repository, or to where an earlier answer's `Location` led. A refusal is answered with another
+    /// authorization once, if there is one; every other answer is returned, with the address that it came from.
     pub async fn request(
         &self,
         method: Method,
         path: &str,
         headers: HeaderMap,
         body: Option<MakeBody<'_>>,
-        actions: Actions,
+        scope: &Scope,
         object: &str,
     ) -> Result<(Response, Url), Failure> {
         let url = self
             .base
             .join(path)
             .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
-        let at_home = url.origin() == self.base.origin();
+        let is_home = |url: &Url| url.origin() == self.base.origin();
+        let sends_login = is_home(&url);
         let request = Request { method, url, headers, body, object };
-        let mut refused = None;
+        let mut authorization = self.auth.authorization(scope).await?;
         loop {
-            let token = self.auth.token().await;
-            let authorization = token.header.as_ref().filter(|_| at_home);
-            let (answer, from) = self.web.send(&request, authorization).await?;
-            let challenged = answer.status() == StatusCode::UNAUTHORIZED && from.origin() == self.base.origin();
-            if !challenged || refused.is_some() {
+            let header = authorization.header.as_ref().filter(|_| sends_login);
+            let (answer, from) = self.web.send(&request, header).await?;
+            let refused = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            if !refused || !is_home(&from) {
                 return Ok((answer, from));
             }
-            let repository = &self.place.repository;
-            self.auth.renew(&self.web, &token, &from, answer.headers(), repository, actions).await?;
-            refused = Some(token);
+            match self.auth.after_refusal(scope, &authorization, answer.status(), answer.headers()).await? {
+                Some(other) => authorization = other,
+                None => return Ok((answer, from)),
+            }
         }
+    }
+
+    /// Whether the registry has asked for a login or a token for this.
+    pub async fn is_authorized(&self, scope: &Scope) -> bool {
+        self.auth.authorization(scope).await.is_ok_and(|authorization| authorization.header.is_some())
+    }
+
+    /// To read from the repository.
+    pub fn pull(&self) -> Scope {
+        Scope::of(&[(&self.place.repository, "pull")])
     }
 
     /// A GET of a blob. Where it is redirected, later ones go there at once, until that address expires or fails.
@@ -140,7 +149,7 @@ impl Endpoint {
             None
         };
         let path = format!("blobs/{object}");
-        let (answer, from) = self.request(Method::GET, &path, headers, None, Actions::Pull, object).await?;
+        let (answer, from) = self.request(Method::GET, &path, headers, None, &self.pull(), object).await?;
         // Also to another path of the same host, as Google's registries do.
         if self.base.join(&path).is_ok_and(|asked| asked != from) && answer.status().is_success() {
             self.known().redirects = true;
@@ -154,9 +163,11 @@ impl Endpoint {
     }
 
     async fn resolved(&self, url: &Url, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
-        let token = self.auth.token().await;
-        let authorization = token.header.as_ref().filter(|_| url.origin() == self.base.origin());
-        Ok(self.web.send(&Request::get(url.clone(), headers, object), authorization).await?.0)
+        let authorization = match url.origin() == self.base.origin() {
+            true => self.auth.authorization(&self.pull()).await?.header,
+            false => None,
+        };
+        Ok(self.web.send(&Request::get(url.clone(), headers, object), authorization.as_ref()).await?.0)
     }
 
     async fn forget(&self, slot: &tokio::sync::Mutex<Option<Resolved>>, url: &Url) {

@@ -36,6 +36,12 @@ impl fmt::Display for Place {
 }
 
 impl Place {
+    /// The registry itself, without a repository.
+    pub fn registry(name: &str) -> Self {
+        let (registry, repository) = (name.to_owned(), String::new());
+        Self { registry, repository, plain_http: None, by_tag: true, by_digest: true }
+    }
+
     /// As a reference would name it.
     fn named(&self) -> RegistryReference {
         let (registry, repository) = (self.registry.clone(), self.repository.clone());
@@ -52,10 +58,11 @@ impl Place {
         host.rsplit_once(':').map_or(host, |(host, _)| host).to_owned()
     }
 
-    pub fn base(&self) -> Result<Url> {
-        let named = self.named();
-        let scheme = if self.plain_http.unwrap_or(named.is_loopback()) { "http" } else { "https" };
-        format!("{scheme}://{}/v2/{}/", named.host(), self.repository)
+    /// Of requests for the repository; for the registry itself without one.
+    pub fn base(&self, plain_http: bool) -> Result<Url> {
+        let scheme = if plain_http { "http" } else { "https" };
+        let path = if self.repository.is_empty() { String::new() } else { format!("{}/", self.repository) };
+        format!("{scheme}://{}/v2/{path}", self.named().host())
             .parse()
             .map_err(|error| Error::new(ErrorKind::Usage, self, format!("not an address: {error}")))
     }
@@ -277,7 +284,16 @@ mod tests {
     fn urls(reference: &str, options: &RegistryOptions) -> Result<Vec<(String, bool, bool)>> {
         let crate::oci::Reference::Registry(reference) = reference.parse()? else { panic!() };
         let places = resolve(&reference, options, &tables(CONF))?;
-        places.iter().map(|place| Ok((place.base()?.to_string(), place.by_tag, place.by_digest))).collect()
+        places
+            .iter()
+            .map(|place| {
+                Ok((
+                    place.base(place.plain_http.unwrap_or(place.is_loopback()))?.to_string(),
+                    place.by_tag,
+                    place.by_digest,
+                ))
+            })
+            .collect()
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Registry {
     ) -> Result<Received, Failure> {
         let object = blob.digest.as_str();
         let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
-        let _connection = self.connections.acquire(&blob.digest).await;
+        let _connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
         let headers =
             HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
         let answer = endpoint.blob(&blob.digest, headers).await?;

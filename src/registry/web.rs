@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 
-use super::answer::{body_up_to, retry_after, transport_failure, words};
+use super::answer::{body_up_to, retry_after, transport_failure};
 use super::breaker::Hosts;
 use super::retry::Failure;
 use super::targets::{Targets, shown};
 use super::traffic::Traffic;
+use super::transport::words;
 use crate::error::{Error, ErrorKind};
 
 const MOST_REDIRECTS: u32 = 10;
@@ -84,6 +85,10 @@ impl Web {
             }
             tracing::debug!("{}: redirected to {}", request.object, shown(&next));
             if next.origin() != url.origin() {
+                if request.body.is_some() {
+                    let cause = format!("what is sent is redirected from {} to {}", shown(&url), shown(&next));
+                    return Err(Error::new(ErrorKind::Protocol, request.object, cause).hint("log in there").into());
+                }
                 authorization = None;
             }
             url = next;

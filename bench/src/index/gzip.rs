@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use eo_mount_testing::fixtures::noise;
 use eo_mount_testing::{Artifact, Link, Mounted, ScriptedRegistry, Shape};
@@ -11,7 +11,7 @@ use rustix::fs::Advice;
 use crate::harness::{Bench, Case, Unit};
 use crate::peers::{said, zcat};
 use crate::report::Figures;
-use crate::site::{counted, list, mount, sample};
+use crate::site::{counted, cpu_seconds, list, mount, sample};
 
 const TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const PATCHES: &str = "8";
@@ -89,13 +89,4 @@ fn read_anywhere(mounted: &Mounted) -> Figures {
     }
     let seconds = (cpu_seconds(mounted.pid()) - before) / READS as f64;
     Figures { seconds, ..Figures::default() }
-}
-
-/// proc(5), `/proc/pid/stat`: fields 14 and 15, in ticks.
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat =
-        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).expect("a living process");
-    let (_, fields) = stat.rsplit_once(") ").expect("the name stands in parentheses");
-    let ticks: f64 = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-    ticks / rustix::param::clock_ticks_per_second() as f64
 }

@@ -3,7 +3,7 @@
 mod gzip;
 mod memory;
 mod patches;
-mod small;
+pub mod small;
 mod stored;
 mod tile;
 mod unpredictable;

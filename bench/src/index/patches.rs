@@ -133,6 +133,7 @@ pub fn run_find(bench: &mut Bench) {
                 seconds: figures.seconds * PATCHES as f64 / SAMPLE as f64,
                 requests: figures.requests.map(scale),
                 bytes: figures.bytes.map(scale),
+                ..figures
             }
         })
         .at_most(60.0, Unit::Seconds, "Time", |of| of.seconds("eo-mount"))

@@ -8,15 +8,14 @@ use crate::peers::curl;
 use crate::site::{LINK, blob_url, counted, folder, link, list, mount, timed};
 use crate::storage::{Source, layer, place};
 
-const MEMBERS: usize = 100_000;
+pub const MEMBERS: usize = 100_000;
 
 pub fn run(bench: &mut Bench) {
     if !bench.wants(&["small"]) {
         return;
     }
     let registry = RealRegistry::start_with("docker-registry".as_ref(), &folder());
-    let content = noise(1, 1024);
-    let tar = (0..MEMBERS).fold(RawTar::new(), |tar, number| tar.file(path(number), &content)).finish();
+    let tar = tar();
     let digest = sha256(&tar);
     let artifact = Artifact::new().layer_of(Some("small.tar"), layer(&digest, tar.len() as u64));
     place(&registry, "small", "full", &artifact, &[(&digest, Source::Bytes(&tar))]);
@@ -47,6 +46,11 @@ pub fn run(bench: &mut Bench) {
     bench.run(case);
 }
 
-fn path(number: usize) -> String {
+pub fn tar() -> Vec<u8> {
+    let content = noise(1, 1024);
+    (0..MEMBERS).fold(RawTar::new(), |tar, number| tar.file(path(number), &content)).finish()
+}
+
+pub fn path(number: usize) -> String {
     format!("{:03}/{number:05}.txt", number / 1000)
 }

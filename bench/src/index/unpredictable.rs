@@ -58,6 +58,7 @@ pub fn run(bench: &mut Bench) {
                     seconds: figures.seconds * MEMBERS as f64 / WALKED as f64,
                     requests: figures.requests.map(scale),
                     bytes: figures.bytes.map(scale),
+                    ..figures
                 }
             },
         )

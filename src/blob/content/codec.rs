@@ -5,15 +5,21 @@
 //! content (8 each), [`Compression`] (1), 7 zeros, and the SHA-256 of the blob's digest and all that stands before, the
 //! side file's content excepted: what is stored there has checksums of its own.
 
+//!
+//! The progress of a pass is a file of its own: magic, bytes of the table (8), the table as above, state of the hasher
+//! (length in 1 byte, bytes), for each note where it is stored (8) and how long (4), and a SHA-256 as above.
+
 use sha2::Digest as _;
 
 use super::decode::Compression;
+use super::pass::Progress;
 use super::side::Stored;
 use super::table::{Place, Point, Table};
 use crate::oci::Digest;
 
 /// The last digit is the version.
 const MAGIC: &[u8; 8] = b"EOPOINT1";
+const PROGRESS: &[u8; 8] = b"EOPASS\0\x01";
 const POINT: usize = 40;
 pub const TRAILER: usize = 80;
 const SUM: usize = 32;
@@ -64,6 +70,41 @@ pub fn decode(bytes: &[u8], blob: &Digest, blob_size: u64) -> Option<(Compressio
     let points: Option<Vec<_>> = points.chunks(POINT).map(|bytes| point(bytes, side_end)).collect();
     let table = Table { points: points?, content: number(trailer, 16)?, packed: number(trailer, 24)? };
     table.is_plausible(blob_size).then_some((compression, table))
+}
+
+pub fn encode_progress(progress: &Progress, compression: Compression, blob: &Digest) -> Vec<u8> {
+    let table = encode(&progress.table, compression, progress.side_end, blob);
+    let mut bytes = [&PROGRESS[..], &(table.len() as u64).to_le_bytes(), &table].concat();
+    bytes.push(progress.hasher.len() as u8);
+    bytes.extend_from_slice(&progress.hasher);
+    for note in &progress.notes {
+        bytes.extend_from_slice(&note.at.to_le_bytes());
+        bytes.extend_from_slice(&note.length.to_le_bytes());
+    }
+    let sum = sum(blob, &bytes);
+    bytes.extend_from_slice(&sum);
+    bytes
+}
+
+/// `None`: it is damaged, or of something else.
+pub fn decode_progress(bytes: &[u8], blob: &Digest, blob_size: u64) -> Option<(Compression, Progress)> {
+    let (body, sum_found) = bytes.split_at_checked(bytes.len().checked_sub(SUM)?)?;
+    if !body.starts_with(PROGRESS) || sum(blob, body) != sum_found {
+        return None;
+    }
+    let (table, rest) = body.get(16..)?.split_at_checked(usize::try_from(number(body, 8)?).ok()?)?;
+    let side_end = number(table, table.len().checked_sub(TRAILER)?.checked_add(32)?)?;
+    let (compression, table) = decode(table, blob, blob_size)?;
+    let (&length, rest) = rest.split_first()?;
+    let (hasher, rest) = rest.split_at_checked(usize::from(length))?;
+    let note = |bytes: &[u8]| {
+        let stored = Stored { at: number(bytes, 0)?, length: u32::from_le_bytes(bytes.get(8..)?.try_into().ok()?) };
+        (stored.at.checked_add(u64::from(stored.length))? <= side_end).then_some(stored)
+    };
+    let notes = rest.chunks(12).map(note).collect::<Option<Vec<_>>>()?;
+    let last = table.points.last()?;
+    let ends = last.content == table.content && last.packed == table.packed;
+    ends.then(|| (compression, Progress { table, hasher: hasher.to_vec(), notes, side_end }))
 }
 
 fn point(bytes: &[u8], side_end: u64) -> Option<Point> {
@@ -122,5 +163,29 @@ mod tests {
         }
         let outside = encode(&table, Compression::Gzip, 60, &blob);
         assert_eq!(decode(&outside, &blob), None);
+    }
+
+    #[test]
+    fn progress_comes_back_and_any_damage_is_seen() {
+        let stored = |at| Stored { at, length: 50 };
+        let place = Place::Block { bits: 3, bit_buffer: 5, window: stored(0) };
+        let points =
+            vec![Point { content: 0, packed: 0, place: Place::Start }, Point { content: 300, packed: 150, place }];
+        let table = Table { points, content: 300, packed: 150 };
+        let blob = Digest::sha256_of(b"a");
+        let hasher = blob.hasher().state();
+        let progress = Progress { table, hasher, notes: vec![stored(50), stored(100)], side_end: 150 };
+        let bytes = encode_progress(&progress, Compression::Gzip, &blob);
+        assert_eq!(decode_progress(&bytes, &blob, 200), Some((Compression::Gzip, progress.clone())));
+        assert_eq!(decode_progress(&bytes, &Digest::sha256_of(b"b"), 200), None);
+        assert_eq!(decode_progress(&bytes, &blob, 100), None);
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert_eq!(decode_progress(&bad, &blob, 200), None, "{at}");
+            assert_eq!(decode_progress(&bytes[..at], &blob, 200), None, "{at}");
+        }
+        let outside = Progress { side_end: 149, ..progress };
+        assert_eq!(decode_progress(&encode_progress(&outside, Compression::Gzip, &blob), &blob, 200), None);
     }
 }

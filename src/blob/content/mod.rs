@@ -22,11 +22,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
-pub use codec::{TRAILER, decode as decode_table, encode as encode_table, points_at};
+pub use codec::{TRAILER, decode as decode_table, decode_progress, encode as encode_table, encode_progress, points_at};
 pub use decode::{Compression, Damage, Resume};
 pub use frames::{FOOTER, FrameSize, parse_table, table_length};
 pub use limits::ContentLimits;
-pub use pass::{Pass, Sink};
+pub use pass::{Pass, Progress, Sink};
 pub use side::{Side, Stored};
 pub use table::{Place, Point, Segment, Table};
 
@@ -167,7 +167,8 @@ impl Decoding {
             Start::Decoder(decoder, point) => {
                 let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;
                 let decoding = Arc::clone(self);
-                self.blocking(move || decoding.decode(decoder, &bytes, point.content, segment)).await?
+                let decoded = self.blocking(move || decoding.decode(decoder, &bytes, point.content, segment)).await;
+                decoded.inspect_err(|_| self.drop_wrong())?
             }
         };
         let content = Bytes::from(content);
@@ -175,6 +176,16 @@ impl Decoding {
             cache.keep_segment(&self.blob.digest, number, content.clone());
         }
         Ok(content)
+    }
+
+    /// What was right in the pass was changed since: the next look asks again. (A ZIP member is not all of a blob; its cache
+    /// knows it under another size.)
+    fn drop_wrong(&self) {
+        if let Some((cache, _)) =
+            self.kept.as_ref().filter(|_| !self.foreign && self.compression != Compression::Deflate)
+        {
+            cache.drop_wrong(&self.blob);
+        }
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

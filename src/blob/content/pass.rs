@@ -19,9 +19,37 @@ const LONGEST: u64 = 4 << 20;
 /// Bytes of content in a piece.
 pub const PIECE: usize = 1 << 20;
 
+/// Bytes of notes that are kept at a time.
+const NOTES: usize = 16 << 20;
+
 /// Receives content in order: the byte at which a slice starts, and the slice.
 pub trait Sink: Send {
     fn content(&mut self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// What another sink must be given, besides what was told before, to go on from here. `None`: none can.
+    fn notes(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// How far a pass has come, for another that goes on from there: where a decoder could start last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Of the content up to the last point.
+    pub table: Table,
+    /// State of the blob's hasher.
+    pub hasher: Vec<u8>,
+    /// What the sink noted, in the side file.
+    pub notes: Vec<Stored>,
+    /// Bytes of the side file that all this refers to.
+    pub side_end: u64,
+}
+
+/// The same, kept small: the table only grows.
+struct Mark {
+    points: usize,
+    hasher: Hasher,
+    side_end: u64,
 }
 
 pub struct Pass {
@@ -39,6 +67,11 @@ pub struct Pass {
     distance: u64,
     /// The piece in the making.
     piece: Option<Piece>,
+    notes: Vec<Stored>,
+    /// The last point at which the sink's notes were taken.
+    mark: Option<Mark>,
+    /// Whether each such point had them so far.
+    noted: bool,
 }
 
 /// What tells that the bytes are the right ones.
@@ -81,6 +114,7 @@ impl Pass {
         // compressed well, too.
         let windows = side.room().map(|room| (room / gzip::WINDOW as u64).max(1));
         let distance = windows.map_or(DISTANCE, |windows| DISTANCE.max(blob.size.saturating_mul(4) / windows));
+        let noted = side.takes_pieces() && matches!(check, Check::Digest(_));
         let mut pass = Self {
             blob,
             compression,
@@ -93,11 +127,63 @@ impl Pass {
             side_end: 0,
             distance,
             piece: None,
+            notes: Vec::new(),
+            mark: None,
+            noted,
         };
         if pass.longest() == 0 {
             pass.start_piece()?;
         }
         Ok(pass)
+    }
+
+    /// Goes on from the last point of another, with its side file. The sink has been given its notes: see
+    /// [`Self::read_notes`].
+    pub fn resume(
+        blob: Descriptor,
+        compression: Compression,
+        limits: ContentLimits,
+        side: Side,
+        progress: Progress,
+    ) -> Result<Self> {
+        let mut pass = Self::new(blob, compression, limits, side)?;
+        let broken = || Damage::Corrupt("what is kept of an earlier pass is damaged").on(&pass.blob.digest);
+        let (last, hasher) = match (progress.table.points.last(), pass.blob.digest.hasher_from(&progress.hasher)) {
+            (Some(last), Some(hasher)) if pass.piece.is_none() => (*last, hasher),
+            _ => return Err(broken()),
+        };
+        let resume = match last.place {
+            Place::Start => Resume::Start,
+            Place::Block { bits, bit_buffer, window } => {
+                Resume::Block { bits, bit_buffer, window: pass.side.read(window, gzip::WINDOW)? }
+            }
+            Place::Piece(_) => return Err(broken()),
+        };
+        let decoder = compression.decoder_at(&resume, &limits).map_err(|damage| damage.on(&pass.blob.digest))?;
+        pass.mark =
+            Some(Mark { points: progress.table.points.len(), hasher: hasher.clone(), side_end: progress.side_end });
+        (pass.decoder, pass.check) = (decoder, Check::Digest(Box::new(hasher)));
+        (pass.position, pass.side_end) = (last.packed, progress.side_end);
+        (pass.table, pass.notes) = (progress.table, progress.notes);
+        Ok(pass)
+    }
+
+    /// What the sink of an earlier pass noted, piece by piece.
+    pub fn read_notes<'a>(side: &'a Side, notes: &'a [Stored]) -> impl Iterator<Item = Result<Vec<u8>>> + 'a {
+        notes.iter().map(|&stored| side.read(stored, NOTES))
+    }
+
+    /// For another pass to go on from. `None`: there is no such place yet, or no file to keep it in.
+    pub fn progress(&self) -> Option<Progress> {
+        let Mark { points, hasher, side_end } = self.mark.as_ref()?;
+        let points = self.table.points.get(..*points)?.to_vec();
+        let last = *points.last()?;
+        let table = Table { points, content: last.content, packed: last.packed };
+        Some(Progress { table, hasher: hasher.state(), notes: self.notes.clone(), side_end: *side_end })
+    }
+
+    pub fn side(&self) -> &Side {
+        &self.side
     }
 
     pub fn blob(&self) -> &Descriptor {
@@ -111,15 +197,16 @@ impl Pass {
 
     /// The next bytes of the blob. After an error the pass is of no use.
     pub fn feed(&mut self, bytes: &[u8], sink: &mut dyn Sink) -> Result<()> {
-        if let Check::Digest(hasher) = &mut self.check {
-            hasher.update(bytes);
-        }
         let mut rest = bytes;
         let mut idle = 0_u32;
         loop {
             let due = self.piece.is_some() || self.since_last_point() >= self.distance;
             let progress = self.decoder.step(rest, due).map_err(|damage| damage.on(&self.blob.digest))?;
-            rest = rest.get(progress.consumed..).unwrap_or_default();
+            let (taken, left) = rest.split_at(progress.consumed.min(rest.len()));
+            rest = left;
+            if let Check::Digest(hasher) = &mut self.check {
+                hasher.update(taken);
+            }
             let fresh = self.decoder.output();
             if !fresh.is_empty() {
                 sink.content(self.table.content, fresh)?;
@@ -128,6 +215,7 @@ impl Pass {
             self.note(progress.consumed)?;
             if progress.boundary && due {
                 self.add_point()?;
+                self.take_notes(sink)?;
             } else if self.piece.is_none() && self.since_last_point() >= self.longest() {
                 self.start_piece()?;
             }
@@ -144,6 +232,7 @@ impl Pass {
     pub fn finish(mut self) -> Result<(Table, Arc<Side>)> {
         let ended = self.decoder.finish();
         let kept = self.end_piece();
+        self.notes.drain(..).for_each(|notes| self.side.give_back(notes));
         self.table.packed = self.table.points.last().map_or(0, |point| point.packed).max(self.table.packed);
         let Self { blob, decoder, check, table, side, .. } = self;
         // First: bytes that changed on their way would look like damage.
@@ -228,6 +317,20 @@ impl Pass {
             }
         };
         self.push(Point { content: self.table.content, packed: self.position, place })
+    }
+
+    fn take_notes(&mut self, sink: &mut dyn Sink) -> Result<()> {
+        let Check::Digest(hasher) = &self.check else { return Ok(()) };
+        let Some(notes) = self.noted.then(|| sink.notes()).flatten().filter(|notes| notes.len() <= NOTES) else {
+            self.noted = false;
+            return Ok(());
+        };
+        let hasher = Hasher::clone(hasher);
+        if !notes.is_empty() {
+            self.notes.push(keep(&self.side, &mut self.side_end, &notes)?);
+        }
+        self.mark = Some(Mark { points: self.table.points.len(), hasher, side_end: self.side_end });
+        Ok(())
     }
 
     fn start_piece(&mut self) -> Result<()> {

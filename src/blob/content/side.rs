@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 use crate::cache::{MemoryReservation, Reservation};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -99,6 +101,14 @@ impl Side {
             }
         }
         Ok(stored)
+    }
+
+    /// What is of no use any more. Its place is not used again, its space is.
+    pub fn give_back(&self, stored: Stored) {
+        if let Store::File { file, .. } = &self.0 {
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = fallocate(file, punch, stored.at, u64::from(stored.length));
+        }
     }
 
     /// Content of `length` at most. An error of kind Corrupt: it is not what was written.

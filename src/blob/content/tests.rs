@@ -29,6 +29,10 @@ impl Sink for Gather {
         self.0.extend_from_slice(bytes);
         Ok(())
     }
+
+    fn notes(&mut self) -> Option<Vec<u8>> {
+        Some(self.0.len().to_le_bytes().to_vec())
+    }
 }
 
 fn descriptor(packed: &[u8]) -> Descriptor {
@@ -203,6 +207,49 @@ fn each_limit_is_reached_and_named() {
     for (compression, packed) in [(Compression::Zstd, wide.finish().unwrap()), (Compression::Xz, wide_xz)] {
         let error = pass(&packed, compression, small, side()).err().unwrap();
         assert!(error.to_string().contains("window_bytes of 1048576"), "{compression:?}: {error}");
+    }
+}
+
+/// Broken off after each megabyte, by which the side file has grown further than what is known of it.
+#[tokio::test]
+async fn a_pass_goes_on_from_the_progress_of_another() {
+    let plain = sample(12 << 20);
+    let limits = ContentLimits::default();
+    for (name, compression, packed, _) in all_forms(&plain) {
+        let blob = descriptor(&packed);
+        let reopened = |pass: &Pass| {
+            let folder = CacheFolder::open(&std::env::temp_dir(), None).unwrap();
+            let file = pass.side().as_file().unwrap().try_clone().unwrap();
+            Side::file(file, folder.unnamed_file().unwrap().1)
+        };
+        let mut pass = Pass::new(blob.clone(), compression, limits, side()).unwrap();
+        let (mut at, mut from, mut turns) = (0, 0, 0);
+        while at < packed.len() {
+            let end = packed.len().min(at + 1_000_003);
+            let mut sink = Gather(plain[..from].to_vec());
+            pass.feed(&packed[at..end], &mut sink).unwrap();
+            (at, from) = (end, sink.0.len());
+            let Some(progress) = pass.progress() else { continue };
+            let bytes = encode_progress(&progress, compression, &blob.digest);
+            let (_, progress) = decode_progress(&bytes, &blob.digest, blob.size).unwrap();
+            (at, from) = (progress.table.packed as usize, progress.table.content as usize);
+            let notes: Vec<_> = Pass::read_notes(pass.side(), &progress.notes).map(Result::unwrap).collect();
+            assert_eq!(notes.last().unwrap(), &from.to_le_bytes(), "{name}");
+            let side = reopened(&pass);
+            let again = Pass::resume(blob.clone(), compression, limits, side, progress).unwrap();
+            assert_eq!(again.position(), at as u64);
+            // Without an end it would stand still where a point is further off than this.
+            if turns < 20 {
+                (pass, turns) = (again, turns + 1);
+            } else {
+                (at, from) = (end, sink.0.len());
+            }
+        }
+        let found = pass.finish().unwrap();
+        assert_eq!(turns > 0, !matches!(name, "bzip2" | "xz" | "bzip2, joined" | "xz, joined"), "{name}");
+        let held = Arc::new(Held { bytes: packed.clone(), given: AtomicU64::new(0) });
+        let content = Content::new(held, blob, compression, limits, found);
+        assert!(read(&content, 0..plain.len() as u64).await.unwrap() == plain, "{name}");
     }
 }
 

@@ -11,7 +11,6 @@ use super::*;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const CHUNK: u64 = 64 * KIB;
 const DATE: u64 = 320 * KIB;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 /// 1 Gbit/s.
@@ -227,6 +226,75 @@ async fn a_patch_read_in_order_fills_the_line() {
     assert!(ratio < 1.16, "{ratio}");
     assert!(capped < 1.26, "{capped}");
     assert!(little_memory < 1.16, "{little_memory}");
+}
+
+/// Layers like `small`'s, one after the other.
+fn siblings(small: &Small, count: u8) -> Vec<Descriptor> {
+    let layers: Vec<_> =
+        (0..count).map(|layer| Descriptor { digest: Digest::sha256_of(&[layer]), ..small.blob.clone() }).collect();
+    small.ahead.in_order(layers.clone());
+    layers
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_read_one_after_the_other_fill_the_line() {
+    for (connection, most) in [(LINE, 1.04), (LINE / 5.0, 1.06)] {
+        let mut small = Small::with(256 * MIB, connection);
+        let layers = siblings(&small, 8);
+        let start = Instant::now();
+        for layer in &layers {
+            small.blob = layer.clone();
+            for (file, range) in small.files.iter().enumerate() {
+                small.read(file, 0..range.end - range.start).await;
+            }
+        }
+        let size = small.blob.size * layers.len() as u64;
+        let ratio = start.elapsed().as_secs_f64() / (ROUND_TRIP.as_secs_f64() + size as f64 / LINE);
+        println!("{ratio:.3}");
+        assert!(ratio < most, "{ratio}");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let fetched = small.far.fetched.load(Ordering::Relaxed);
+        assert!(fetched <= size, "nothing twice: {fetched} of {size}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_is_not_gone_on_from_is_not_read_beyond_for_long() {
+    // Every other layer, whole.
+    let mut small = Small::new();
+    let layers = siblings(&small, 40);
+    let (mut read, mut fetched) = (0, 0);
+    for layer in layers.iter().step_by(2) {
+        small.blob = layer.clone();
+        let whole: Reads = small.files.iter().enumerate().map(|(n, file)| (n, 0..file.end - file.start)).collect();
+        let cost = small.cost(&whole).await;
+        (read, fetched) = (read + small.blob.size.next_multiple_of(CHUNK), fetched + cost.fetched);
+    }
+    assert!(fetched <= read + ALLOWANCE + 20 * CHUNK, "{fetched} for {read}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_expected_and_does_not_come_costs_9_mib_once() {
+    let small = Small::new();
+    let layers = siblings(&small, 3);
+    small.ahead.in_order(Vec::new());
+    let small = Small { blob: layers[0].clone(), ..small };
+    let expect = async |layer: usize, range: Range<u64>| small.ahead.expect(&layers[layer], range).await;
+    assert!(expect(0, 0..128 * KIB).await && expect(0, 128 * KIB..8 * MIB).await);
+    assert!(!expect(1, 0..2 * MIB).await, "the first has not come");
+    let fetched = small.far.fetched.load(Ordering::Relaxed);
+    assert!(fetched <= EXPECTED, "{fetched}");
+    // It looks at the head of the first file and leaves.
+    small.read(0, 0..4 * KIB).await;
+    assert!(!expect(1, 0..2 * MIB).await, "the first has left");
+    // Here it is: nothing is fetched twice, and all that was fetched was read.
+    whole_patch(&small).await;
+    let account = || {
+        let streams = small.ahead.streams();
+        (streams.expected, streams.unread)
+    };
+    assert!(account().0 == 0 && account().1 <= CHUNK, "{:?}", account());
+    assert!(small.ahead.expect(&layers[2], 0..2 * MIB).await, "another may be expected");
 }
 
 #[tokio::test(start_paused = true)]

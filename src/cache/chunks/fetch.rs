@@ -59,10 +59,12 @@ impl SharedState {
                 let file = disk.write(&blob, run.start, &run_chunks);
                 drop(run_chunks);
                 // Not before: a slow disk must slow the requests down.
-                drop((memory, unwritten));
+                drop(memory);
                 if let Some(file) = file {
                     state.check_if_whole(&blob, &file);
                 }
+                // Who waits until all is written wants to know that it is right.
+                drop(unwritten);
             });
         }
         Ok(run_chunks)

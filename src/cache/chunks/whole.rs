@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Shared};
@@ -27,6 +27,7 @@ pub struct Whole {
     /// Every blob is checked before it is read.
     all: bool,
     state: Mutex<State>,
+    on_wrong: OnceLock<OnWrong>,
 }
 
 #[derive(Default)]
@@ -39,6 +40,7 @@ struct State {
     coming: HashMap<Digest, Check>,
 }
 
+type OnWrong = Box<dyn Fn(&Digest) + Send + Sync>;
 type Check = Shared<BoxFuture<'static, Result<()>>>;
 
 impl Whole {
@@ -63,9 +65,20 @@ impl ChunkCache {
         file.map_or(0, |file| file.cached_bytes(range))
     }
 
-    /// Ends when all that has been fetched is on disk.
+    /// Ends when all that has been fetched is on disk, and blobs that became whole by it are checked.
     pub async fn settle(&self) {
         self.shared.settle().await;
+    }
+
+    /// Whether the blob had another digest when it was checked last, and was not right since.
+    pub fn is_wrong(&self, blob: &Descriptor) -> bool {
+        self.shared.whole.state().distrusted.contains(&blob.digest)
+    }
+
+    /// Has this called with the digest of each blob that turns out to be another, when nothing of it is given out any more.
+    pub fn on_wrong(&self, call: impl Fn(&Digest) + Send + Sync + 'static) {
+        // There is one mount for a cache.
+        let _ = self.shared.whole.on_wrong.set(Box::new(call));
     }
 
     pub(super) fn read_checked(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
@@ -195,6 +208,9 @@ impl SharedState {
         self.chunks().forget(&blob.digest);
         if let Err(error) = file.drop_all() {
             tracing::warn!("{}: {error}", blob.digest);
+        }
+        if let Some(call) = self.whole.on_wrong.get() {
+            call(&blob.digest);
         }
     }
 }

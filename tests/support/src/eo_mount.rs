@@ -1,8 +1,9 @@
 //! How the program is called.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ pub struct EoMount {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
+    input: Option<String>,
     pub(crate) mountpoint: Option<PathBuf>,
     pub(crate) home: Option<Home>,
     log: bool,
@@ -45,6 +47,7 @@ impl EoMount {
             arguments: Vec::new(),
             environment: Vec::new(),
             directory: None,
+            input: None,
             mountpoint: None,
             home: None,
             log: false,
@@ -75,6 +78,12 @@ impl EoMount {
     /// Where the program is started; else where the tests are.
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
+        self
+    }
+
+    /// What it reads from standard input; else nothing.
+    pub fn input(mut self, text: impl Into<String>) -> Self {
+        self.input = Some(text.into());
         self
     }
 
@@ -166,6 +175,17 @@ impl EoMount {
             command.current_dir(directory);
         } else if self.user.is_some() {
             command.current_dir(home.path());
+        }
+        match &self.input {
+            Some(text) => {
+                let mut file = tempfile::tempfile().expect("a temporary file");
+                file.write_all(text.as_bytes()).expect("a temporary file can be written");
+                file.rewind().expect("a file has a beginning");
+                command.stdin(file);
+            }
+            None => {
+                command.stdin(Stdio::null());
+            }
         }
         let mark = new_mark();
         command.env(MARK, &mark).envs(self.environment.iter().map(|(name, value)| (name, value)));

@@ -6,6 +6,9 @@
 //! says what to do.
 
 pub mod as_user;
+pub mod certificates;
+pub mod credential_helper;
+mod daemon;
 pub mod digest;
 pub mod eo_mount;
 pub mod extracted;
@@ -16,7 +19,7 @@ pub mod link;
 pub mod mount_table;
 pub mod mounted;
 pub mod namespace;
-pub mod nginx_proxy;
+pub mod nginx;
 pub mod plain_http;
 pub mod processes;
 pub mod python;
@@ -24,18 +27,22 @@ pub mod real_registry;
 pub mod run;
 pub mod scripted_registry;
 mod server_thread;
+pub mod token_server;
 pub mod tools;
 pub mod wait;
 pub mod xattr;
 
 pub use as_user::User;
+pub use certificates::{Certificates, Pair};
+pub use credential_helper::CredentialHelper;
 pub use digest::sha256;
 pub use eo_mount::EoMount;
 pub use extracted::Extracted;
 pub use home::Home;
 pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;
-pub use nginx_proxy::Nginx;
-pub use real_registry::RealRegistry;
+pub use nginx::Nginx;
+pub use real_registry::{Guard, Program, RealRegistry};
 pub use run::{Finished, run};
-pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Kind, Matcher, ScriptedRegistry};
+pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Gate, Kind, Matcher, ScriptedRegistry};
+pub use token_server::TokenServer;

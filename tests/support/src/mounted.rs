@@ -17,7 +17,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::eo_mount::{EoMount, MARK, Prepared, text_of};
@@ -70,7 +70,7 @@ impl Mounted {
     pub(crate) fn attempt(mut call: EoMount) -> (Self, Finished) {
         let limit = call.limit;
         let (mut mounted, mut command) = Self::from(call.prepare(&[]), call.before);
-        let mut started = Started::new(&mut command);
+        let mut started = Started::with_input(&mut command);
         match started.wait(limit) {
             Some(finished) => (mounted, finished),
             None => {
@@ -89,7 +89,7 @@ impl Mounted {
         let limit = call.limit;
         let replaces = call.before.is_some();
         let (mut mounted, mut command) = Self::from(call.prepare(&["-f"]), call.before);
-        let mut started = Started::new(&mut command);
+        let mut started = Started::with_input(&mut command);
         let mut finished = None;
         let there = wait_until(limit, || {
             finished = started.wait(Duration::ZERO);
@@ -112,7 +112,7 @@ impl Mounted {
     #[track_caller]
     pub(crate) fn spawn(mut call: EoMount) -> Self {
         let (mut mounted, mut command) = Self::from(call.prepare(&[]), call.before);
-        mounted.foreground = Some(Started::new(&mut command));
+        mounted.foreground = Some(Started::with_input(&mut command));
         mounted
     }
 
@@ -232,7 +232,7 @@ impl Mounted {
             }
             let mut command = Command::new(program);
             command.arg(option).arg(&self.mountpoint);
-            if let Ok(mut started) = Started::try_new(&mut command)
+            if let Ok(mut started) = Started::try_new(command.stdin(Stdio::null()))
                 && started.wait(Duration::from_secs(20)).is_none()
             {
                 started.kill();

@@ -67,8 +67,15 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// With an empty standard input.
     #[track_caller]
     pub fn new(command: &mut Command) -> Self {
+        Self::with_input(command.stdin(Stdio::null()))
+    }
+
+    /// With the standard input that the command has.
+    #[track_caller]
+    pub fn with_input(command: &mut Command) -> Self {
         Self::try_new(command).unwrap_or_else(|error| {
             let program = command.get_program().to_string_lossy().into_owned();
             match error.kind() {
@@ -84,7 +91,7 @@ impl Started {
     pub fn try_new(command: &mut Command) -> io::Result<Self> {
         let stdout = tempfile::tempfile()?;
         let stderr = tempfile::tempfile()?;
-        let child = command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).spawn()?;
+        let child = command.stdout(stdout.try_clone()?).stderr(stderr.try_clone()?).spawn()?;
         Ok(Self { child, stdout, stderr })
     }
 
@@ -130,6 +137,7 @@ fn install_line(program: &str) -> &'static str {
     match program.rsplit('/').next().unwrap_or(program) {
         "oras" => "make test-tools (or go install oras.land/oras/cmd/oras@v1.3.3)",
         "docker-registry" => "apt-get install docker-registry",
+        "nginx" => "apt-get install nginx libnginx-mod-http-perl",
         "fusermount3" => "apt-get install fuse3",
         "tar" => "apt-get install tar",
         "python3" => "apt-get install python3",
@@ -137,6 +145,8 @@ fn install_line(program: &str) -> &'static str {
         "gdalinfo" => "apt-get install gdal-bin",
         "getfattr" | "setfattr" => "apt-get install attr",
         "gzip" => "apt-get install gzip",
+        "openssl" => "apt-get install openssl",
+        "skopeo" => "apt-get install skopeo",
         "zstd" => "apt-get install zstd",
         "file" => "apt-get install file",
         "umount" => "apt-get install mount",

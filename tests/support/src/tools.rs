@@ -13,6 +13,14 @@ pub fn oras() -> PathBuf {
     if own.exists() { own } else { PathBuf::from("oras") }
 }
 
+/// A program that `make test-tools` builds.
+#[track_caller]
+pub fn built(name: &str) -> PathBuf {
+    let program = project().join("target/tools/bin").join(name);
+    assert!(program.exists(), "{}: make test-tools builds it", program.display());
+    program
+}
+
 /// A Python with numpy and rasterio: what `EO_MOUNT_TEST_PYTHON` names, else the one of `make test-tools`.
 #[track_caller]
 pub fn python() -> PathBuf {

@@ -20,6 +20,7 @@ mod artifact;
 mod body;
 mod content;
 mod fault;
+mod gate;
 pub mod profiles;
 mod request;
 mod serve;
@@ -36,6 +37,7 @@ use tokio::sync::mpsc::UnboundedSender;
 pub use artifact::{Artifact, CONFIG_TYPE, Descriptor, MANIFEST_TYPE, TAR_TYPE};
 pub use content::Fill;
 pub use fault::{ALWAYS, Fault, Matcher, Script};
+pub use gate::Gate;
 pub use request::{Kind, Request};
 
 use crate::server_thread::ServerThread;
@@ -201,6 +203,13 @@ impl ScriptedRegistry {
         self.shared.lock().tokens.get_or_insert_default();
     }
 
+    /// From now on `/v2/` wants what this says.
+    pub fn guard(&self, gate: Gate) {
+        let mut state = self.shared.lock();
+        state.tokens = Some(HashSet::new());
+        state.guarded = gate::Guarded::new(gate);
+    }
+
     /// The tokens handed out so far are worth nothing any more.
     pub fn expire_tokens(&self) {
         if let Some(tokens) = &mut self.shared.lock().tokens {
@@ -215,7 +224,7 @@ impl ScriptedRegistry {
 
     /// Answers of the token service do not tell how long a token lives.
     pub fn hide_token_lifetime(&self) {
-        self.shared.lock().tokens_without_lifetime = true;
+        self.shared.lock().guarded.gate.untold = true;
     }
 
     /// Tokens are handed out by another server alone.
@@ -238,11 +247,6 @@ impl ScriptedRegistry {
         self.share_blobs_with(storage);
         storage.shared.lock().signatures.get_or_insert_default();
         self.shared.lock().storage = Some((format!("http://{}", storage.address), storage.shared.clone()));
-    }
-
-    /// From now on blobs are redirected to where this says for a digest.
-    pub fn redirect_blobs(&self, to: impl Fn(&str) -> String + Send + Sync + 'static) {
-        self.shared.lock().elsewhere = Some(Arc::new(to));
     }
 
     /// The signatures given so far are worth nothing any more.

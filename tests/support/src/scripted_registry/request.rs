@@ -36,6 +36,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// The `Range` header as it was written.
     pub range: Option<String>,
+    /// Of a request to the token service.
+    pub body: String,
     /// 0 while there is no answer.
     pub status: u16,
     /// Bytes of the answer's body that were handed to the connection.

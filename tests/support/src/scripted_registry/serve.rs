@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::body::{Cut, ScriptedBody};
 use super::fault::{self, Fault};
+use super::gate;
 use super::request::{Record, Request};
 use super::state::Shared;
 
@@ -108,19 +109,22 @@ async fn answer(
     shared: Shared,
     address: SocketAddr,
 ) -> Result<Response<ScriptedBody>, Cut> {
+    let (http, body) = http.into_parts();
+    let body = if http.uri.path() == "/token" { gate::text_of(body).await } else { String::new() };
     let (record, faults) = {
         let mut state = shared.lock();
         let request = Request {
-            kind: state.kind(http.uri().path()),
-            method: http.method().to_string(),
-            path: http.uri().path().to_owned(),
-            query: http.uri().query().map(str::to_owned),
+            kind: state.kind(http.uri.path()),
+            method: http.method.to_string(),
+            path: http.uri.path().to_owned(),
+            query: http.uri.query().map(str::to_owned),
             headers: http
-                .headers()
+                .headers
                 .iter()
                 .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
                 .collect(),
-            range: http.headers().get("range").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            range: http.headers.get("range").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            body,
             status: 0,
             sent: 0,
         };

@@ -10,15 +10,13 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::content::Content;
 use super::fault::Planned;
+use super::gate::Guarded;
 use super::request::{Kind, Record, Request};
 
 pub(super) struct Manifest {
     pub media_type: String,
     pub bytes: Bytes,
 }
-
-/// The address of a blob, by its digest.
-pub type Elsewhere = dyn Fn(&str) -> String + Send + Sync;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -34,17 +32,14 @@ pub(super) struct State {
     /// None: everybody may read.
     pub tokens: Option<HashSet<String>>,
     pub tokens_issued: u32,
+    pub guarded: Guarded,
     pub connections: u64,
-    /// Answers of the token service tell how long a token lives.
-    pub tokens_without_lifetime: bool,
     /// The token service is on another host.
     pub token_origin: Option<String>,
     /// This is the token service of another registry.
     pub tokens_for: Option<Shared>,
     /// Blobs are on another host: its origin, and what it holds.
     pub storage: Option<(String, Shared)>,
-    /// Blobs are where this says for a digest.
-    pub elsewhere: Option<Arc<Elsewhere>>,
     /// This is such a host: only these signatures give anything.
     pub signatures: Option<HashSet<String>>,
     pub signatures_given: u32,
@@ -110,7 +105,7 @@ impl State {
     pub fn answer(&mut self, request: &Request, origin: &str) -> Answer {
         let target = Target::of(&request.path);
         if matches!(target, Target::Token) {
-            return self.issue_token();
+            return self.issue_token(request);
         }
         if let Some(signatures) = &self.signatures {
             // As object stores do: a second way to authenticate is an error.
@@ -122,11 +117,16 @@ impl State {
                 return Answer::text(403, "application/xml", "<Error><Code>AccessDenied</Code></Error>");
             }
         }
-        if let Some(tokens) = &self.tokens {
+        if self.guarded.gate.basic && !self.guarded.knows(request) {
+            let refusal = Answer::error(401, "UNAUTHORIZED", "authentication required");
+            return refusal.with("WWW-Authenticate", "Basic realm=\"scripted-registry\"");
+        }
+        if let Some(tokens) = self.tokens.as_ref().filter(|_| !self.guarded.gate.basic) {
             let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
-            if token.is_none_or(|token| !tokens.contains(token)) {
-                let origin = self.token_origin.as_deref().unwrap_or(origin);
-                return challenge(&request.path, token.is_some(), origin);
+            if token.is_none_or(|token| !tokens.contains(token) || self.guarded.is_over(token)) {
+                let here = format!("{}/token", self.token_origin.as_deref().unwrap_or(origin));
+                let realm = self.guarded.gate.realm.as_deref().unwrap_or(&here);
+                return challenge(&request.path, token.is_some(), realm);
             }
         }
         if request.method != "GET" && request.method != "HEAD" {
@@ -135,10 +135,6 @@ impl State {
         match target {
             Target::Ping => Answer::text(200, "application/json", "{}"),
             Target::Manifest { repository, reference } => self.manifest(repository, reference),
-            Target::Blob { digest } if self.elsewhere.is_some() => {
-                let to = self.elsewhere.as_ref().map(|elsewhere| elsewhere(digest)).unwrap_or_default();
-                Answer::text(307, "text/html", "").with("Location", to)
-            }
             Target::Blob { digest } if self.storage.is_some() => self.redirect(digest),
             Target::Blob { digest } => self.blob(digest, request.range.as_deref()),
             Target::Token | Target::Other => Answer::error(404, "NOT_FOUND", "no such page"),
@@ -203,25 +199,24 @@ impl State {
             .with("Docker-Content-Digest", digest)
     }
 
-    fn issue_token(&mut self) -> Answer {
-        self.tokens_issued += 1;
-        let token = format!("scripted-token-{}", self.tokens_issued);
-        if let Some(tokens) = &mut self.tokens {
-            tokens.insert(token.clone());
+    fn issue_token(&mut self, request: &Request) -> Answer {
+        let token = format!("scripted-token-{}", self.tokens_issued + 1);
+        let answer = self.guarded.answer(request, &token);
+        if answer.status == 200 {
+            self.tokens_issued += 1;
+            if let Some(other) = &self.tokens_for {
+                other.lock().tokens.get_or_insert_default().insert(token.clone());
+            }
+            if let Some(tokens) = &mut self.tokens {
+                tokens.insert(token);
+            }
         }
-        if let Some(other) = &self.tokens_for {
-            other.lock().tokens.get_or_insert_default().insert(token.clone());
-        }
-        let mut body = serde_json::json!({"token": token, "access_token": token, "expires_in": 300});
-        if self.tokens_without_lifetime {
-            body = serde_json::json!({"token": token});
-        }
-        Answer::text(200, "application/json", body.to_string())
+        answer
     }
 }
 
-fn challenge(path: &str, had_token: bool, origin: &str) -> Answer {
-    let mut value = format!("Bearer realm=\"{origin}/token\",service=\"scripted-registry\"");
+fn challenge(path: &str, had_token: bool, realm: &str) -> Answer {
+    let mut value = format!("Bearer realm=\"{realm}\",service=\"scripted-registry\"");
     let repository = path
         .strip_prefix("/v2/")
         .and_then(|rest| rest.rsplit_once("/manifests/").or_else(|| rest.rsplit_once("/blobs/")));

@@ -1,0 +1,46 @@
+//! Whether a login is good, before it is kept.
+
+use std::sync::Arc;
+
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
+use tokio::sync::Notify;
+
+use super::answer::status_failure;
+use super::auth::Scope;
+use super::client::RegistryOptions;
+use super::endpoint::Endpoint;
+use super::mirrors::Place;
+use super::retry::{Failure, Retry};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Asks the registry with the login of `options`. False: it wants none, so that nothing is known about it.
+pub async fn check_login(registry: &str, options: &RegistryOptions) -> Result<bool> {
+    let plain_http = options.plain_http.then_some(true);
+    let place = Place { plain_http, ..Place::registry(registry) };
+    let back = Arc::new(Notify::new());
+    let endpoint = Endpoint::new(place, options, &Arc::default(), &back)?;
+    let mut retry = Retry::a_few_times_within(options.timeout);
+    loop {
+        let attempt = ask(&endpoint, registry);
+        let failure = match tokio::time::timeout_at(retry.deadline(), attempt).await {
+            Ok(Ok(asked)) => return Ok(asked),
+            Ok(Err(failure)) => failure,
+            Err(_) => return Err(retry.timed_out(registry)),
+        };
+        retry.pause(failure, &back).await?;
+    }
+}
+
+async fn ask(endpoint: &Endpoint, registry: &str) -> Result<bool, Failure> {
+    let scope = Scope::of(&[]);
+    let (answer, _) = endpoint.request(Method::GET, "", HeaderMap::new(), None, &scope, registry).await?;
+    match answer.status() {
+        StatusCode::OK => Ok(endpoint.is_authorized(&scope).await),
+        StatusCode::NOT_FOUND => {
+            let error = Error::new(ErrorKind::Protocol, registry, "there is no registry at this address");
+            Err(error.hint("check the name: a host and perhaps a port, no repository").into())
+        }
+        _ => Err(status_failure(registry, &answer)),
+    }
+}

@@ -1,0 +1,159 @@
+//! The HTTP client: TLS roots and certificates, proxies, and what a failure below HTTP means to the user.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+
+use super::client::RegistryOptions;
+use super::credentials::Credential;
+use super::mirrors::Place;
+use super::retry::Failure;
+use super::targets::Targets;
+use super::tls;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a registry is reached and who asks. Without anything: by the system's certificates, with the logins that are
+/// kept.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Instead of the logins that are kept.
+    pub login: Option<Credential>,
+    /// PEM: certificates that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// PEM: a client certificate and its key.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// Whoever answers is believed to be the registry.
+    pub insecure: bool,
+}
+
+/// For one registry.
+pub struct Transport {
+    tls: rustls::ClientConfig,
+    plain_http: bool,
+    loopback: bool,
+    timeout: Duration,
+    connections: usize,
+}
+
+impl Transport {
+    /// # Errors
+    /// A certificate or key file that is none.
+    pub fn new(place: &Place, options: &RegistryOptions) -> Result<Self> {
+        let files = tls::Files::of(&place.registry, &options.access)?;
+        let loopback = place.is_loopback();
+        if options.access.insecure {
+            tracing::warn!(
+                "{}: its certificate is not checked (--insecure): anybody may answer in its place",
+                place.registry
+            );
+        }
+        Ok(Self {
+            // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
+            plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !options.access.insecure),
+            tls: tls::config(files, options.access.insecure)?,
+            loopback,
+            timeout: options.timeout,
+            connections: options.connections,
+        })
+    }
+
+    pub fn plain_http(&self) -> bool {
+        self.plain_http
+    }
+
+    /// It follows no redirect: `Web` does.
+    pub fn client(&self, targets: Targets) -> Result<reqwest::Client> {
+        let mut http = reqwest::Client::builder()
+            .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(self.tls.clone())
+            // All streams of HTTP/2 would share one TCP connection and its window.
+            .http1_only()
+            .referer(false)
+            .pool_max_idle_per_host(self.connections)
+            .connect_timeout(self.timeout.min(Duration::from_secs(10)))
+            // A connection that says nothing is given up in time for another attempt.
+            .read_timeout((self.timeout / 3).min(Duration::from_secs(20)))
+            .redirect(Policy::none())
+            .dns_resolver(targets);
+        if self.loopback {
+            http = http.no_proxy();
+        }
+        http.build().map_err(|error| {
+            Error::new(ErrorKind::Usage, "HTTP", format!("cannot be set up: {}", innermost(&error)))
+                .hint("check --ca-file, --cert-file and the variables of proxies")
+        })
+    }
+}
+
+/// What went wrong below HTTP, in one plain line.
+pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
+    if let Some((cause, hint)) = causes(error).find_map(tls::explained) {
+        // It does not pass by waiting.
+        return Failure::Final(Error::new(ErrorKind::Unreachable, object, cause).hint(hint));
+    }
+    let cause = words(error);
+    let all: String = causes(error).map(|cause| format!("{cause} ")).collect();
+    let (kind, text, hint) = if error.is_timeout() {
+        (ErrorKind::TimedOut, "the registry does not answer".to_owned(), "check the network".to_owned())
+    } else if all.contains("tunnel") || all.contains("proxy auth") {
+        (ErrorKind::Unreachable, format!("the proxy refuses: {cause}"), proxy_hint("check"))
+    } else if all.contains("dns error") {
+        (
+            ErrorKind::Unreachable,
+            format!("cannot connect: the name cannot be looked up: {cause}"),
+            check_hint("check the address and the network"),
+        )
+    } else if error.is_connect() {
+        (ErrorKind::Unreachable, format!("cannot connect: {cause}"), check_hint("check the address and the network"))
+    } else {
+        (ErrorKind::Unreachable, format!("the connection broke: {cause}"), "check the network".to_owned())
+    };
+    Failure::Passing { error: Error::new(kind, object, text).hint(hint), not_before: None }
+}
+
+/// With a proxy in between, its address is one more to check.
+fn check_hint(check: &str) -> String {
+    if proxy_variables().next().is_some() { proxy_hint(check) } else { check.to_owned() }
+}
+
+/// Names the variables, never what they hold: there may be a password in it.
+fn proxy_hint(check: &str) -> String {
+    let set: Vec<_> = proxy_variables().collect();
+    format!("{check}, and the proxy that is set in {}", set.join(", "))
+}
+
+fn proxy_variables() -> impl Iterator<Item = &'static str> {
+    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+        .into_iter()
+        .filter(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+}
+
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    causes(error).last().unwrap_or(error)
+}
+
+pub(super) fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// The deepest cause. Not the error itself, which names the address with its query.
+pub(super) fn words(error: &reqwest::Error) -> String {
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(source) = cause.and_then(std::error::Error::source) {
+        cause = Some(source);
+    }
+    match cause {
+        _ if error.is_timeout() => "no answer in time".to_owned(),
+        Some(cause) => cause.to_string(),
+        None => "the request failed".to_owned(),
+    }
+}
+
+/// For messages about files.
+pub fn unusable(path: &Path, cause: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Denied, path.display(), cause)
+}

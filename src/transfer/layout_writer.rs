@@ -1,0 +1,299 @@
+//! Fills an image layout on disk (OCI image specification, image-layout.md), whoever else does so at the same time.
+//!
+//! A blob is written beside its place, synced and renamed: under its digest it is there whole, or not at all. What a
+//! killed process leaves is removed by the next one that opens the layout: whoever still writes holds a lock.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{Descriptor, Digest, Hasher, LARGEST_MANIFEST, REF_NAME};
+
+/// How the names of unfinished files begin.
+const UNFINISHED: &str = ".eo-mount-";
+/// Where the lock of the layout is; also what makes a folder one. It is never replaced.
+const MARKER: &str = "oci-layout";
+const INDEX: &str = "index.json";
+/// Bytes: an index names manifests, each with some hundred.
+const LARGEST_INDEX: u64 = 16 * LARGEST_MANIFEST;
+
+#[derive(Debug, Clone)]
+pub struct LayoutWriter {
+    directory: PathBuf,
+}
+
+/// A blob that is in the layout now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    pub digest: Digest,
+    pub size: u64,
+    /// It was there before, and was left as it is.
+    pub existed: bool,
+}
+
+impl LayoutWriter {
+    /// A layout that is there, or a new one in a folder that is empty or not there. Blocks, as all here does that is
+    /// not async.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let layout = Self { directory: directory.to_owned() };
+        let failed = |error| layout.failed(&error);
+        fs::create_dir_all(directory).map_err(failed)?;
+        let names = fs::read_dir(directory).map_err(failed)?.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+        if !names.is_empty() && !names.iter().any(|entry| entry.file_name() == MARKER) {
+            let cause = "it is not empty, and no image layout";
+            return Err(Error::new(ErrorKind::Usage, directory.display(), cause).hint("choose another folder"));
+        }
+        let mut lock = layout.lock().map_err(failed)?;
+        let mut marker = String::new();
+        (&lock).take(LARGEST_MANIFEST).read_to_string(&mut marker).map_err(failed)?;
+        if marker.is_empty() {
+            lock.write_all(json!({"imageLayoutVersion": "1.0.0"}).to_string().as_bytes()).map_err(failed)?;
+            lock.sync_all().map_err(failed)?;
+        } else if !serde_json::from_str::<Value>(&marker)
+            .is_ok_and(|marker| marker.get("imageLayoutVersion").is_some_and(|version| version == "1.0.0"))
+        {
+            let cause = "an image layout of a version that is not known";
+            return Err(Error::new(ErrorKind::Unsupported, directory.display(), cause).hint("choose another folder"));
+        }
+        layout.sweep();
+        Ok(layout)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether a blob of that digest and size is there. Its bytes are not looked at.
+    pub fn has(&self, digest: &Digest, size: u64) -> bool {
+        fs::metadata(self.path_of(digest)).is_ok_and(|found| found.is_file() && found.len() == size)
+    }
+
+    /// A blob whose digest is known when it is finished.
+    pub fn new_blob(&self) -> Result<BlobWriter> {
+        self.writer(Hasher::sha256())
+    }
+
+    pub fn put(&self, bytes: &[u8]) -> Result<Blob> {
+        let digest = Digest::sha256_of(bytes);
+        let size = bytes.len() as u64;
+        if self.has(&digest, size) {
+            return Ok(Blob { digest, size, existed: true });
+        }
+        let mut blob = self.new_blob()?;
+        blob.write_all(bytes).map_err(|error| self.failed(&error))?;
+        blob.finish()
+    }
+
+    /// A blob that is known by its descriptor; it gets its name only if the bytes are the right ones. If it is there,
+    /// nothing is asked of `bytes`.
+    pub async fn copy(&self, blob: &Descriptor, bytes: impl Stream<Item = Result<Bytes>>) -> Result<Blob> {
+        if self.has(&blob.digest, blob.size) {
+            return Ok(Blob { digest: blob.digest.clone(), size: blob.size, existed: true });
+        }
+        let (layout, hasher) = (self.clone(), blob.digest.hasher());
+        let mut writer = blocking(&blob.digest, move || layout.writer(hasher)).await?;
+        let mut bytes = std::pin::pin!(bytes);
+        while let Some(piece) = bytes.next().await {
+            let piece = piece?;
+            if writer.size.saturating_add(piece.len() as u64) > blob.size {
+                let cause = format!("more bytes came than the {} of its descriptor", blob.size);
+                return Err(Error::new(ErrorKind::Corrupt, &blob.digest, cause));
+            }
+            writer = blocking(&blob.digest, move || {
+                writer.write_all(&piece).map_err(|error| writer.layout.failed(&error))?;
+                Ok(writer)
+            })
+            .await?;
+        }
+        let wanted = blob.clone();
+        blocking(&blob.digest, move || writer.finish_as(&wanted)).await
+    }
+
+    /// Names a manifest in `index.json`: `entry` is its descriptor. The tag is taken from any other that has it.
+    pub fn tag(&self, mut entry: Value, tag: Option<&str>) -> Result<()> {
+        if let (Some(entry), Some(tag)) = (entry.as_object_mut(), tag) {
+            let annotations = entry.entry("annotations").or_insert_with(|| json!({}));
+            annotations.as_object_mut().map(|all| all.insert(REF_NAME.to_owned(), tag.into()));
+        }
+        let _lock = self.lock().map_err(|error| self.failed(&error))?;
+        self.sync(&self.directory.join("blobs").join("sha256"));
+        let mut index = self.index()?;
+        let broken = || {
+            let cause = "its index.json is none of an image layout";
+            Error::new(ErrorKind::Corrupt, self.directory.display(), cause).hint("choose another folder")
+        };
+        let manifests = index.get_mut("manifests").and_then(Value::as_array_mut).ok_or_else(broken)?;
+        manifests.retain(|other| {
+            let other_tag = other.get("annotations").and_then(|all| all.get(REF_NAME)).and_then(Value::as_str);
+            !(other_tag == tag && (tag.is_some() || other.get("digest") == entry.get("digest")))
+        });
+        manifests.push(entry);
+        let write = || {
+            let mut file = self.unfinished()?;
+            serde_json::to_writer(&mut file, &index)?;
+            file.as_file().sync_all()?;
+            file.persist(self.directory.join(INDEX))?;
+            Ok(())
+        };
+        write().map_err(|error: io::Error| self.failed(&error))?;
+        self.sync(&self.directory);
+        Ok(())
+    }
+
+    fn index(&self) -> Result<Value> {
+        let path = self.directory.join(INDEX);
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|file| file.take(LARGEST_INDEX).read_to_end(&mut bytes)) {
+            Ok(_) => serde_json::from_slice(&bytes)
+                .map_err(|error| Error::new(ErrorKind::Corrupt, path.display(), error).hint("choose another folder")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(json!({
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.index.v1+json",
+                "manifests": []
+            })),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn writer(&self, hasher: Hasher) -> Result<BlobWriter> {
+        let open = || {
+            // Whoever sweeps has this lock, too, so that no file is seen before it is locked itself.
+            let _lock = self.lock()?;
+            let file = self.unfinished()?;
+            hold(file.as_file())?;
+            Ok(file)
+        };
+        let file = open().map_err(|error| self.failed(&error))?;
+        Ok(BlobWriter { layout: self.clone(), file, hasher, size: 0 })
+    }
+
+    fn unfinished(&self) -> io::Result<NamedTempFile> {
+        // As any new file: the umask says who may read it.
+        let mode = Permissions::from_mode(0o666);
+        tempfile::Builder::new().prefix(UNFINISHED).permissions(mode).tempfile_in(&self.directory)
+    }
+
+    /// Given back when the file is closed.
+    fn lock(&self) -> io::Result<File> {
+        let marker = self.directory.join(MARKER);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(marker)?;
+        hold(&file)?;
+        Ok(file)
+    }
+
+    /// Removes what killed processes have left. The layout is locked.
+    fn sweep(&self) {
+        for left in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let unfinished = left.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+            let nobody = |file: File| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if unfinished
+                && left.file_type().is_ok_and(|kind| kind.is_file())
+                && File::open(left.path()).is_ok_and(nobody)
+            {
+                let _ = fs::remove_file(left.path());
+            }
+        }
+    }
+
+    /// A name that was given survives a power loss from here on, where the file system can do that.
+    fn sync(&self, folder: &Path) {
+        if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+            tracing::debug!("{}: {error}", folder.display());
+        }
+    }
+
+    fn path_of(&self, digest: &Digest) -> PathBuf {
+        self.directory.join("blobs").join(digest.algorithm()).join(digest.hex())
+    }
+
+    pub(super) fn failed(&self, error: &io::Error) -> Error {
+        let (kind, hint) = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                (ErrorKind::NoSpace, "make room and call it again: blobs that are there are not written again")
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                (ErrorKind::Denied, "choose a folder that you may write in")
+            }
+            _ => (ErrorKind::Io, "choose another folder"),
+        };
+        let cause = format!("cannot write the image layout: {error}");
+        Error::new(kind, self.directory.display(), cause).hint(hint)
+    }
+}
+
+/// A blob in the making. Dropped unfinished, it leaves nothing.
+pub struct BlobWriter {
+    layout: LayoutWriter,
+    file: NamedTempFile,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(bytes.get(..written).unwrap_or_default());
+        self.size = self.size.saturating_add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl BlobWriter {
+    /// Gives it the name that its bytes have.
+    pub fn finish(self) -> Result<Blob> {
+        let Self { layout, file, hasher, size } = self;
+        name(&layout, file, hasher.finish(), size)
+    }
+
+    fn finish_as(self, wanted: &Descriptor) -> Result<Blob> {
+        let Self { layout, file, hasher, size } = self;
+        if size != wanted.size {
+            let cause = format!("{size} bytes came, {} in its descriptor", wanted.size);
+            return Err(Error::new(ErrorKind::Corrupt, &wanted.digest, cause));
+        }
+        hasher.check(&wanted.digest)?;
+        name(&layout, file, wanted.digest.clone(), size)
+    }
+}
+
+fn name(layout: &LayoutWriter, file: NamedTempFile, digest: Digest, size: u64) -> Result<Blob> {
+    if layout.has(&digest, size) {
+        return Ok(Blob { digest, size, existed: true });
+    }
+    let path = layout.path_of(&digest);
+    let finish = || {
+        file.as_file().sync_all()?;
+        path.parent().map_or(Ok(()), fs::create_dir_all)
+    };
+    finish().map_err(|error| layout.failed(&error))?;
+    file.persist(&path).map_err(|error| layout.failed(&error.error))?;
+    Ok(Blob { digest, size, existed: false })
+}
+
+/// Locks a file until it is closed. Where the file system has no locks, several writers may lose tags of each other.
+fn hold(file: &File) -> io::Result<()> {
+    match flock(file, FlockOperation::LockExclusive) {
+        Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+async fn blocking<T: Send + 'static>(object: &Digest, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic)))
+}
+
+#[cfg(test)]
+mod tests;
