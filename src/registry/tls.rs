@@ -120,10 +120,13 @@ pub fn config(files: Files, insecure: bool) -> Result<ClientConfig> {
         .map_err(broken)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    match files.client {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(broken),
-        None => Ok(builder.with_no_client_auth()),
-    }
+    let mut config = match files.client {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(broken)?,
+        None => builder.with_no_client_auth(),
+    };
+    // A server of HTTP/2 alone says so then.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// The system's authorities and the user's. The system's are some hundred files: read only when a server is there to be
