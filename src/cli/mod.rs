@@ -5,6 +5,7 @@ mod access;
 mod background;
 mod cache;
 mod common;
+mod copy;
 mod doctor;
 mod failure;
 mod index;
@@ -34,6 +35,7 @@ enum Verb {
     Prefetch(prefetch::Command),
     Pack(pack::Command),
     Push(push::Command),
+    Copy(copy::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -67,6 +69,7 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
             Self::Push(command) => command.run(),
+            Self::Copy(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),

@@ -1,6 +1,7 @@
 //! Producing and moving artifacts: what fills an image layout, and what fills layers.
 //! Called by `cli`; uses `mount` and all layers below.
 
+pub mod copy;
 mod layout_writer;
 pub mod pack;
 pub mod push;
