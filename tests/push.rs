@@ -278,6 +278,22 @@ fn distribution_3_goes_on_at_the_byte_that_it_has() {
     assert!(fs::read(publisher.path("back.tar")).unwrap() == fs::read(publisher.path("big.tar")).unwrap());
 }
 
+#[test]
+fn docker_registry_goes_on_where_an_interrupted_push_has_stopped() {
+    let (registry, publisher) = (RealRegistry::start(), Publisher::of_large_layer(64 * MIB));
+    let link = Link::new(registry.address(), Shape { bits_per_second: Some(80_000_000), ..Shape::default() });
+    let reference = link.reference("pastis:1");
+    let mut child = publisher.start(&[&reference, "big.tar"]);
+    let sent = wait_until(PATIENCE, || link.bytes_up() >= 20 * MIB);
+    let mut kill = Command::new("kill");
+    run(kill.args(["-INT", &child.id().to_string()]), PATIENCE).expect_success("kill");
+    let code = child.wait().unwrap().code();
+    assert!(sent && code == Some(130) && publisher.uploads() == 1, "{code:?}");
+    let (_, said) = publisher.push(&[&reference, "big.tar"]);
+    assert_eq!(said, "");
+    assert!(link.bytes_up() < 66 * MIB, "{}", link.bytes_up() / MIB);
+}
+
 /// Bytes of the blob that were sent after a push was killed in the middle of it.
 #[track_caller]
 fn killed_and_called_again(takes: Takes, size: u64) -> (u64, String) {

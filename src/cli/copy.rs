@@ -2,12 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use clap::Parser;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::progress;
 use super::push::{Summary, moved_in};
 use crate::cache::{CacheFolder, Uploads};
@@ -63,14 +65,16 @@ impl Command {
         let failed = |error: Error| Failure::artifact(&error);
         let options = self.common.options()?;
         let to: Reference = self.to.parse().map_err(failed)?;
-        let summary = Summary::of(&to, self.copied(&to, &options).await.map_err(failed)?);
+        let stop = Arc::default();
+        let copied = until_signal(&stop, self.copied(&to, &options, &stop)).await?;
+        let summary = Summary::of(&to, copied.map_err(failed)?);
         match summary.print(self.json) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
             _ => Ok(()),
         }
     }
 
-    async fn copied(&self, to: &Reference, options: &Options) -> Result<Pushed> {
+    async fn copied(&self, to: &Reference, options: &Options, stop: &Arc<AtomicBool>) -> Result<Pushed> {
         if options.offline {
             return Err(Error::new(ErrorKind::Usage, "--offline", "nothing can be copied without a network"));
         }
@@ -92,7 +96,8 @@ impl Command {
                 let registry = Arc::new(Registry::new(reference.clone(), &options.registry())?);
                 let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
                 let (reference, mount_from) = (reference.clone(), self.mount_from.clone());
-                Push { registry, reference, jobs, mount_from, uploads }.run(&artifact, &moved).await
+                let stop = Arc::clone(stop);
+                Push { registry, reference, jobs, mount_from, uploads, stop }.run(&artifact, &moved).await
             }
             Reference::Layout(LayoutReference { directory, tag, digest }) => {
                 if digest.as_ref().is_some_and(|digest| *digest != artifact.root().digest) {

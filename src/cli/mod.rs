@@ -9,6 +9,7 @@ mod copy;
 mod doctor;
 mod failure;
 mod index;
+mod interrupt;
 mod logging;
 mod login;
 mod ls;

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::progress;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
@@ -147,9 +148,11 @@ impl Command {
             jobs: self.jobs.into(),
             mount_from: self.mount_from.clone(),
             uploads,
+            stop: Arc::default(),
         };
-        let pushed = push.run(&artifact, &moved).await;
+        let pushed = until_signal(&push.stop, push.run(&artifact, &moved)).await;
         bar.finish_and_clear();
+        let pushed = pushed?;
         let summary = Summary::of(&Reference::Registry(reference), pushed.map_err(failed)?);
         match summary.print(self.json) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
