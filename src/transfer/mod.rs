@@ -3,5 +3,6 @@
 
 mod layout_writer;
 pub mod pack;
+pub mod push;
 
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
