@@ -226,6 +226,9 @@ pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static s
             | AlertDescription::BadCertificate
             | AlertDescription::HandshakeFailure,
         ) => (format!("the server ends TLS: {error}"), "it may want a client certificate: --cert-file and --key-file"),
+        rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+            ("the server speaks HTTP/2 alone".to_owned(), "ask its operator for HTTP/1.1")
+        }
         rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) | rustls::Error::InvalidMessage(_) => {
             (format!("TLS does not come about: {error}"), "tell the registry's operator")
         }
