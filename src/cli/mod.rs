@@ -15,6 +15,7 @@ mod mount;
 mod pack;
 mod prefetch;
 mod progress;
+mod pull;
 mod push;
 mod show;
 
@@ -34,6 +35,7 @@ enum Verb {
     Prefetch(prefetch::Command),
     Pack(pack::Command),
     Push(push::Command),
+    Pull(pull::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -67,6 +69,7 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
             Self::Push(command) => command.run(),
+            Self::Pull(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),
