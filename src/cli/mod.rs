@@ -17,6 +17,7 @@ mod mount;
 mod pack;
 mod prefetch;
 mod progress;
+mod pull;
 mod push;
 mod show;
 
@@ -37,6 +38,7 @@ enum Verb {
     Pack(pack::Command),
     Push(push::Command),
     Copy(copy::Command),
+    Pull(pull::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -71,6 +73,7 @@ impl Verb {
             Self::Pack(command) => command.run(),
             Self::Push(command) => command.run(),
             Self::Copy(command) => command.run(),
+            Self::Pull(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),

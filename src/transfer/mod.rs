@@ -2,8 +2,10 @@
 //! Called by `cli`; uses `mount` and all layers below.
 
 pub mod copy;
+mod folder;
 mod layout_writer;
 pub mod pack;
+pub mod pull;
 pub mod push;
 
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
