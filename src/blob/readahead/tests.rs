@@ -274,30 +274,6 @@ async fn a_layer_that_is_not_gone_on_from_is_not_read_beyond_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_expected_and_does_not_come_costs_9_mib_once() {
-    let small = Small::new();
-    let layers = siblings(&small, 3);
-    small.ahead.in_order(Vec::new());
-    let small = Small { blob: layers[0].clone(), ..small };
-    let expect = async |layer: usize, range: Range<u64>| small.ahead.expect(&layers[layer], range).await;
-    assert!(expect(0, 0..128 * KIB).await && expect(0, 128 * KIB..8 * MIB).await);
-    assert!(!expect(1, 0..2 * MIB).await, "the first has not come");
-    let fetched = small.far.fetched.load(Ordering::Relaxed);
-    assert!(fetched <= EXPECTED, "{fetched}");
-    // It looks at the head of the first file and leaves.
-    small.read(0, 0..4 * KIB).await;
-    assert!(!expect(1, 0..2 * MIB).await, "the first has left");
-    // Here it is: nothing is fetched twice, and all that was fetched was read.
-    whole_patch(&small).await;
-    let account = || {
-        let streams = small.ahead.streams();
-        (streams.expected, streams.unread)
-    };
-    assert!(account().0 == 0 && account().1 <= CHUNK, "{:?}", account());
-    assert!(small.ahead.expect(&layers[2], 0..2 * MIB).await, "another may be expected");
-}
-
-#[tokio::test(start_paused = true)]
 async fn two_readers_of_one_blob_share_the_line() {
     let small = Small::new();
     let timed = async |file: usize| {
