@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use eo_mount_testing::files::{pread, xattr};
 use eo_mount_testing::fixtures::{Sample, patch_tar};
+use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, EoMount, Extracted, Fault, Home, Kind, Matcher, Mounted, RealRegistry, ScriptedRegistry, run,
 };
@@ -181,14 +182,19 @@ fn without_its_registry_a_tag_is_what_it_was_and_reads_work_when_it_is_back() {
     assert!(fs::read_dir(mounted.join("10000")).and_then(|mut names| names.next().transpose()).is_err());
     registry.come_up();
     let tar = patch_tar(10000, 4);
-    let bytes = fs::read(mounted.join("10000").join(S2)).unwrap();
+    // What was given up as dead is asked for once a second.
+    let read = |file: &Path| {
+        assert!(wait_until(Duration::from_secs(60), || fs::read(file).is_ok()), "{}", mounted.log());
+        fs::read(file).unwrap()
+    };
+    let bytes = read(&mounted.join("10000").join(S2));
     assert!(tar.windows(bytes.len()).any(|window| window == bytes));
     registry.go_down();
     let missing = mounted.join("10000").join(SPOT);
     assert!(fs::read(&missing).is_err());
     assert!(fs::read(mounted.join("10000").join(S2)).unwrap() == bytes);
     registry.come_up();
-    let bytes = fs::read(&missing).unwrap();
+    let bytes = read(&missing);
     assert!(tar.windows(bytes.len()).any(|window| window == bytes));
     mounted.unmount();
 }

@@ -341,7 +341,9 @@ fn a_mirror_is_asked_first_and_the_registry_for_what_it_lacks() {
     let of = |registry: &ScriptedRegistry, layer: &str| {
         registry.requests().iter().filter(|request| request.digest() == Some(layer)).count()
     };
-    assert_eq!((of(&scene.registry, &scene.layers[0]), of(&mirror, &scene.layers[1])), (0, 1));
+    assert_eq!(of(&scene.registry, &scene.layers[0]), 0);
+    // Once, and by read-ahead from the layer before at the same time.
+    assert!((1..=2).contains(&of(&mirror, &scene.layers[1])));
     assert!(of(&mirror, &scene.layers[0]) > 1 && of(&scene.registry, &scene.layers[1]) > 1);
 }
 
