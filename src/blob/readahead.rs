@@ -27,13 +27,16 @@ const DISORDER: u64 = 256 << 10;
 const START: u64 = 192 << 10;
 /// Of what was read, so much may be fetched ahead in vain: a fifth.
 const SHARE: u64 = 5;
-/// And this much besides, once: what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until it
-/// has earned that.
-const ALLOWANCE: u64 = 3 << 20;
+/// And this much besides, once: nearly what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until
+/// it has earned that.
+const ALLOWANCE: u64 = 2 << 20;
+/// So many times what a reader of all has read may be fetched ahead of it, as far as it is allowed at all.
+const GROWTH: u64 = 4;
 /// The longest window, in bytes.
 const LARGEST_WINDOW: u64 = 8 << 20;
-/// A window is fetched in so many requests: where one connection is slow, many are not.
-const REQUESTS: u64 = 12;
+/// A window is fetched in so many requests: where one connection is slow, many are not. More of them cost a registry more
+/// than they bring.
+const REQUESTS: u64 = 8;
 /// Bytes of a request.
 const SMALLEST_STEP: u64 = 128 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
@@ -243,10 +246,9 @@ impl Streams {
     fn window(&mut self, stream: &mut Stream, place: &Place, largest_window: u64) -> Option<Ahead> {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
-        let window = if sure { stream.run.saturating_mul(2) } else { earned }.min(largest_window);
+        let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window);
         let budget = ALLOWANCE + self.read / SHARE;
-        // Half of what is left: others want some of it.
-        let left = budget.saturating_sub(self.unread) / 2;
+        let left = budget.saturating_sub(self.unread);
         // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others did
         // not, either.
         let sure_end = match &stream.file {

@@ -167,7 +167,7 @@ async fn who_reads_pieces_of_files_is_fetched_a_fifth_in_vain_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_begins_files_and_stops_is_fetched_a_fifth_in_vain_and_3_mib_once() {
+async fn who_begins_files_and_stops_is_fetched_a_fifth_in_vain_and_2_mib_once() {
     for (name, reads) in [
         ("first 192 KiB", vec![(0, 0..192 * KIB)]),
         ("first date", vec![(0, 0..128 + DATE)]),
