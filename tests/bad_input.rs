@@ -539,7 +539,7 @@ fn another_look_at_a_layer_that_failed_tries_again() {
     let reference = pushed(&registry);
     let layer = sha256(&tar(b"good"));
     let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), &reference).mount();
-    // An odd answer is asked for once more by itself.
+    // An odd answer is asked for once more.
     let script = registry.fault(Matcher::blobs(), Fault::WrongTotal, 4);
     for look in 1..=2 {
         assert_eq!(errno(list(mounted.join("good"))), Some(EIO));

@@ -182,19 +182,18 @@ fn without_its_registry_a_tag_is_what_it_was_and_reads_work_when_it_is_back() {
     assert!(fs::read_dir(mounted.join("10000")).and_then(|mut names| names.next().transpose()).is_err());
     registry.come_up();
     let tar = patch_tar(10000, 4);
-    // What was given up as dead is asked for once a second.
-    let read = |file: &Path| {
-        assert!(wait_until(Duration::from_secs(60), || fs::read(file).is_ok()), "{}", mounted.log());
-        fs::read(file).unwrap()
-    };
-    let bytes = read(&mounted.join("10000").join(S2));
+    // It is known to be dead until it was tried again.
+    let back = |path: &std::path::Path| wait_until(Duration::from_secs(20), || fs::read(path).is_ok());
+    assert!(back(&mounted.join("10000").join(S2)), "{}", mounted.log());
+    let bytes = fs::read(mounted.join("10000").join(S2)).unwrap();
     assert!(tar.windows(bytes.len()).any(|window| window == bytes));
     registry.go_down();
     let missing = mounted.join("10000").join(SPOT);
     assert!(fs::read(&missing).is_err());
     assert!(fs::read(mounted.join("10000").join(S2)).unwrap() == bytes);
     registry.come_up();
-    let bytes = read(&missing);
+    assert!(back(&missing), "{}", mounted.log());
+    let bytes = fs::read(&missing).unwrap();
     assert!(tar.windows(bytes.len()).any(|window| window == bytes));
     mounted.unmount();
 }

@@ -15,6 +15,8 @@ mod mount;
 mod pack;
 mod prefetch;
 mod progress;
+mod pull;
+mod push;
 mod show;
 
 use std::ffi::OsString;
@@ -32,6 +34,8 @@ enum Verb {
     Index(index::Command),
     Prefetch(prefetch::Command),
     Pack(pack::Command),
+    Push(push::Command),
+    Pull(pull::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -64,6 +68,8 @@ impl Verb {
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
+            Self::Push(command) => command.run(),
+            Self::Pull(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 
 use super::answer::{body_up_to, retry_after, transport_failure};
@@ -27,18 +27,22 @@ pub(super) struct Request<'a> {
     pub url: Url,
     pub headers: HeaderMap,
     pub body: Option<MakeBody<'a>>,
+    /// It carries a login: a redirect to another scheme, host or port is not followed.
+    pub stays: bool,
     /// What an error is about.
     pub object: &'a str,
 }
 
 impl<'a> Request<'a> {
     pub fn get(url: Url, headers: HeaderMap, object: &'a str) -> Self {
-        Self { method: Method::GET, url, headers, body: None, object }
+        Self { method: Method::GET, url, headers, body: None, stays: false, object }
     }
 }
 
 pub(super) struct Web {
     pub http: reqwest::Client,
+    /// For long bodies, whose requests say how long they are.
+    pub sending: reqwest::Client,
     pub targets: Targets,
     pub hosts: Hosts,
     pub traffic: Arc<Traffic>,
@@ -79,16 +83,15 @@ impl Web {
                 cause: format!("{} ({})", error.cause, error.object),
                 ..error
             })?;
+            if request.stays && next.origin() != url.origin() {
+                return Ok((answer, url));
+            }
             if answer.content_length().is_some_and(|length| length <= REDIRECT_BODY) {
                 // What comes of it does not matter.
                 let _ = body_up_to(answer, REDIRECT_BODY, request.object, &self.traffic).await;
             }
             tracing::debug!("{}: redirected to {}", request.object, shown(&next));
             if next.origin() != url.origin() {
-                if request.body.is_some() {
-                    let cause = format!("what is sent is redirected from {} to {}", shown(&url), shown(&next));
-                    return Err(Error::new(ErrorKind::Protocol, request.object, cause).hint("log in there").into());
-                }
                 authorization = None;
             }
             url = next;
@@ -105,7 +108,8 @@ impl Web {
     ) -> Result<Response, Failure> {
         let host = self.hosts.of(&url);
         host.admit(request.object)?;
-        let mut http = self.http.request(request.method.clone(), url).headers(request.headers.clone());
+        let client = if request.headers.contains_key(CONTENT_LENGTH) { &self.sending } else { &self.http };
+        let mut http = client.request(request.method.clone(), url).headers(request.headers.clone());
         http = http.header(ACCEPT_ENCODING, "identity");
         if let Some(body) = request.body {
             http = http.body(body());

@@ -1,7 +1,10 @@
 //! Producing and moving artifacts: what fills an image layout, and what fills layers.
 //! Called by `cli`; uses `mount` and all layers below.
 
+mod folder;
 mod layout_writer;
 pub mod pack;
+pub mod pull;
+pub mod push;
 
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
