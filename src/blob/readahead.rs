@@ -40,6 +40,11 @@ const REQUESTS: u64 = 8;
 /// Bytes of a request.
 const SMALLEST_STEP: u64 = 128 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
+/// What has read this much in a row has a longer window in fewer requests: each costs a registry milliseconds.
+const LONG_RUN: u64 = 64 << 20;
+const LONG_WINDOW: u64 = 12 << 20;
+const LONG_REQUESTS: u64 = 8;
+const LONG_STEP: u64 = 3 << 19;
 /// Streams told apart, over all blobs; the least recently used is forgotten.
 const STREAMS: usize = 64;
 
@@ -52,7 +57,7 @@ pub struct ReadAhead {
 impl ReadAhead {
     pub fn new(cache: Arc<ChunkCache>) -> Self {
         // A window is fetched beside what is read: it must leave room for the others.
-        let largest_window = LARGEST_WINDOW.min(cache.memory() / 16);
+        let largest_window = LONG_WINDOW.min(cache.memory() / 16);
         Self { cache, streams: Mutex::new(Streams::default()), largest_window }
     }
 
@@ -246,7 +251,12 @@ impl Streams {
     fn window(&mut self, stream: &mut Stream, place: &Place, largest_window: u64) -> Option<Ahead> {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
-        let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window);
+        let (most, requests, largest_step) = if stream.run < LONG_RUN {
+            (LARGEST_WINDOW, REQUESTS, LARGEST_STEP)
+        } else {
+            (LONG_WINDOW, LONG_REQUESTS, LONG_STEP)
+        };
+        let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window).min(most);
         let budget = ALLOWANCE + self.read / SHARE;
         let left = budget.saturating_sub(self.unread);
         // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others did
@@ -258,7 +268,7 @@ impl Streams {
         };
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
         let end = sure_end.saturating_add(past).min(place.last);
-        let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let step = (window.min(budget) / requests).clamp(SMALLEST_STEP, largest_step);
         let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
         // Whole steps: many small requests cost more than the bytes.

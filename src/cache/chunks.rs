@@ -26,8 +26,10 @@ use memory::Chunks;
 pub use memory::MemoryReservation;
 use whole::Whole;
 
-/// Most chunks in one request.
+/// Chunks that are fetched together by who fetches all of a blob.
 pub const LONGEST_RUN: u64 = 16;
+/// Most chunks in one request.
+const LONGEST_REQUEST: u64 = 32;
 /// More requests than ever are under way.
 const WRITES: u32 = 1 << 16;
 
@@ -43,6 +45,8 @@ struct SharedState {
     memory: u64,
     /// Bytes that requests under way may still take.
     in_flight: Arc<Semaphore>,
+    /// Most chunks in one request: it must fit, and leave room for others.
+    longest: u64,
     /// One for each request whose chunks are not on disk yet.
     unwritten: Arc<Semaphore>,
     whole: Arc<Whole>,
@@ -99,6 +103,7 @@ impl ChunkCache {
             space: Space::Blob,
             memory,
             in_flight: semaphore(in_flight),
+            longest: longest_request(in_flight),
             unwritten: semaphore(u64::from(WRITES)),
             whole: Arc::new(whole),
             chunks: Arc::new(Mutex::new(Chunks::new(memory - in_flight, Arc::clone(&counters)))),
@@ -123,6 +128,7 @@ impl ChunkCache {
             space: Space::Content,
             memory,
             in_flight,
+            longest: longest_request(memory / 8),
             unwritten: semaphore(u64::from(WRITES)),
             whole: Arc::default(),
             chunks: Arc::clone(&self.shared.chunks),
@@ -291,7 +297,7 @@ impl SharedState {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (number, _) in missing {
             match runs.last_mut() {
-                Some(run) if run.end == number && number - run.start < LONGEST_RUN => run.end += 1,
+                Some(run) if run.end == number && number - run.start < self.longest => run.end += 1,
                 _ => runs.push(number..number + 1),
             }
         }
@@ -344,6 +350,11 @@ impl SharedState {
         let place = usize::try_from(number.saturating_sub(coming.first)).unwrap_or(usize::MAX);
         Ok(run.get(place).cloned().unwrap_or_default())
     }
+}
+
+/// Chunks, where so many bytes may be in flight.
+fn longest_request(in_flight: u64) -> u64 {
+    (in_flight / 2 / COST / CHUNK).clamp(1, LONGEST_REQUEST)
 }
 
 fn semaphore(bytes: u64) -> Arc<Semaphore> {

@@ -23,6 +23,7 @@ struct Far {
     connection: f64,
     connections: Semaphore,
     fetched: AtomicU64,
+    requests: AtomicU64,
 }
 
 impl BlobSource for Far {
@@ -31,6 +32,7 @@ impl BlobSource for Far {
             let _connection = self.connections.acquire().await;
             let length = range.end - range.start;
             self.fetched.fetch_add(length, Ordering::Relaxed);
+            self.requests.fetch_add(1, Ordering::Relaxed);
             let takes = |rate: f64| Duration::from_secs_f64(length as f64 / rate);
             let first = Instant::now() + ROUND_TRIP;
             let on_line = {
@@ -94,6 +96,7 @@ impl Small {
             connection,
             connections: Semaphore::new(12),
             fetched: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         });
         let ahead = ReadAhead::new(Arc::new(ChunkCache::new(far.clone(), None, memory)));
         Self { ahead, far, blob, files, start: Instant::now() }
@@ -215,6 +218,19 @@ async fn whole_patch(small: &Small) -> f64 {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(small.far.fetched.load(Ordering::Relaxed) <= size, "nothing twice");
     took / (ROUND_TRIP.as_secs_f64() + size as f64 / LINE)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_reader_makes_few_requests_and_fills_a_line_of_slow_connections() {
+    let mut small = Small::with(256 * MIB, LINE / 5.0);
+    let length = 256 * MIB;
+    small.files[0] = 1536..1536 + length;
+    small.blob.size = 1536 + length + 10_240;
+    small.read(0, 0..length).await;
+    let seconds = small.start.elapsed().as_secs_f64();
+    assert!(seconds < 1.2 * length as f64 / LINE, "{seconds}");
+    let requests = small.far.requests.load(Ordering::Relaxed);
+    assert!(requests < 300, "{requests}");
 }
 
 #[tokio::test(start_paused = true)]
