@@ -4,10 +4,14 @@
 mod access;
 mod background;
 mod cache;
+mod cat;
 mod common;
+mod diff;
 mod doctor;
+mod du;
 mod failure;
 mod index;
+mod inspect;
 mod logging;
 mod login;
 mod ls;
@@ -34,6 +38,10 @@ enum Verb {
     Prefetch(prefetch::Command),
     Pack(pack::Command),
     Pull(pull::Command),
+    Inspect(inspect::Command),
+    Cat(cat::Command),
+    Du(du::Command),
+    Diff(diff::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -67,6 +75,10 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
             Self::Pull(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Cat(command) => command.run(),
+            Self::Du(command) => command.run(),
+            Self::Diff(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),
