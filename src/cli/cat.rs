@@ -88,6 +88,8 @@ impl Command {
             }
             _ => {}
         }
+        // What was fetched stays in the cache folder.
+        mount.settle().await;
         match (&what, hasher) {
             (What::Layer(blob), Some(hasher)) => hasher.check(&blob.digest).map_err(failed),
             _ => Ok(()),
