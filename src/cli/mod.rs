@@ -4,11 +4,15 @@
 mod access;
 mod background;
 mod cache;
+mod cat;
 mod common;
 mod copy;
+mod diff;
 mod doctor;
+mod du;
 mod failure;
 mod index;
+mod inspect;
 mod interrupt;
 mod logging;
 mod login;
@@ -39,6 +43,10 @@ enum Verb {
     Push(push::Command),
     Copy(copy::Command),
     Pull(pull::Command),
+    Inspect(inspect::Command),
+    Cat(cat::Command),
+    Du(du::Command),
+    Diff(diff::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -74,6 +82,10 @@ impl Verb {
             Self::Push(command) => command.run(),
             Self::Copy(command) => command.run(),
             Self::Pull(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Cat(command) => command.run(),
+            Self::Du(command) => command.run(),
+            Self::Diff(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),

@@ -13,7 +13,7 @@ use super::indexing::{Indexing, read_head};
 use super::stored::{self, Kept};
 use super::zip;
 use crate::blob::content::ContentLimits;
-use crate::blob::{BlobSource, Compression};
+use crate::blob::{BlobSource, Compression, LocalFiles};
 use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::index::{Content, LayerIndex};
@@ -27,6 +27,8 @@ pub struct Sources {
     pub data: Arc<dyn BlobSource>,
     /// What `data` keeps its chunks in; content of compressed layers is kept there, too.
     pub chunks: Arc<ChunkCache>,
+    /// Blobs that need not be asked for.
+    pub local: LocalFiles,
     pub folder: Option<Arc<CacheFolder>>,
     pub indexes: Option<Arc<Indexes>>,
     pub indexing: Indexing,
