@@ -137,6 +137,7 @@ fn options() -> Options {
         uid: 0,
         gid: 0,
         preserve_owner: false,
+        oci: true,
     }
 }
 

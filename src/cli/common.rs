@@ -124,6 +124,7 @@ impl Common {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             preserve_owner: false,
+            oci: true,
         })
     }
 

@@ -5,6 +5,7 @@ mod access;
 mod background;
 mod cache;
 mod common;
+mod discover;
 mod doctor;
 mod failure;
 mod index;
@@ -32,6 +33,7 @@ enum Verb {
     Index(index::Command),
     Prefetch(prefetch::Command),
     Pack(pack::Command),
+    Discover(discover::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -64,6 +66,7 @@ impl Verb {
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
+            Self::Discover(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),

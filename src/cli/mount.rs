@@ -67,6 +67,10 @@ pub struct Command {
     #[arg(long, env = "EO_MOUNT_NONEMPTY", hide_env = true, value_parser = BoolishValueParser::new())]
     nonempty: bool,
 
+    /// Leave out .oci, the artifact as an image layout with what is attached to it
+    #[arg(long, env = "EO_MOUNT_NO_OCI", hide_env = true, value_parser = BoolishValueParser::new())]
+    no_oci: bool,
+
     #[command(flatten)]
     common: Common,
 
@@ -193,6 +197,7 @@ impl Command {
             uid: self.uid.unwrap_or(options.uid),
             gid: self.gid.unwrap_or(options.gid),
             preserve_owner: self.preserve_owner,
+            oci: !self.no_oci,
             ..options
         })
     }

@@ -61,7 +61,7 @@ impl Mount {
     pub async fn indexed(&self, ino: Ino) -> Result<()> {
         match self.place(ino)? {
             Place::Entry { layer, .. } => self.layer(layer)?.contents(&self.sources).await.map(drop),
-            Place::Node(_) => Ok(()),
+            Place::Node(_) | Place::Oci(_) => Ok(()),
         }
     }
 
@@ -77,9 +77,10 @@ impl Mount {
     pub fn layer_digest(&self, ino: Ino) -> Option<&Digest> {
         let number = match self.place(ino).ok()? {
             Place::Entry { layer, .. } => layer,
+            Place::Oci(_) => return None,
             Place::Node(id) => match self.tree.node(id)? {
                 Node::Layer(number) | Node::LayerFile(number) => number,
-                Node::Directory | Node::Manifest(_) | Node::Config(_) => return None,
+                Node::Directory | Node::Manifest(_) | Node::Config(_) | Node::Blob(_) => return None,
             },
         };
         self.layers.get(number).map(|layer| &layer.descriptor.digest)

@@ -46,6 +46,8 @@ pub struct Resolved {
     pub folder: Parts,
     /// With the annotations of the manifest itself, too.
     pub descriptor: Descriptor,
+    /// The manifest as it is; empty for one that could not be had.
+    pub bytes: Bytes,
     pub artifact_type: Option<String>,
     pub platform: Option<Platform>,
     /// Without layers for an index, and for one that could not be had.
@@ -86,20 +88,22 @@ pub async fn expand(
         let mut wanted = Vec::new();
         for (Wanted { folder, listed }, bytes) in level {
             let object = if depth == 0 { reference } else { listed.descriptor.digest.as_str() };
-            match bytes.and_then(|bytes| Document::parse(&bytes, object)) {
-                Ok(Document::Manifest(manifest)) => parts.push(Resolved::of(folder, listed, manifest)),
-                Ok(Document::Index(index)) => match platform {
+            match bytes.and_then(|bytes| Document::parse(&bytes, object).map(|document| (document, bytes))) {
+                Ok((Document::Manifest(manifest), bytes)) => {
+                    parts.push(Resolved::of(folder, listed, bytes, manifest));
+                }
+                Ok((Document::Index(index), bytes)) => match platform {
                     Some(platform) => wanted.push(Wanted { folder, listed: pick(index, platform, object)? }),
                     None => {
                         let Index { media_type, artifact_type, manifests, annotations } = index;
                         wanted.extend(shown(manifests, &folder));
                         let manifest = Manifest { media_type, artifact_type, annotations, ..Manifest::default() };
-                        parts.push(Resolved::of(folder, listed, manifest));
+                        parts.push(Resolved::of(folder, listed, bytes, manifest));
                     }
                 },
                 Err(error) if depth == 0 || error.is_of_the_network() => return Err(error),
                 Err(error) => {
-                    let part = Resolved::of(folder, listed, Manifest::default());
+                    let part = Resolved::of(folder, listed, Bytes::new(), Manifest::default());
                     parts.push(Resolved { error: Some(error), ..part });
                 }
             }
@@ -133,7 +137,7 @@ pub async fn expand(
 }
 
 impl Resolved {
-    fn of(folder: Parts, listed: Listed, manifest: Manifest) -> Self {
+    fn of(folder: Parts, listed: Listed, bytes: Bytes, manifest: Manifest) -> Self {
         let Listed { mut descriptor, platform } = listed;
         if !manifest.media_type.is_empty() {
             descriptor.media_type.clone_from(&manifest.media_type);
@@ -142,7 +146,7 @@ impl Resolved {
             descriptor.annotations.entry(key.clone()).or_insert_with(|| value.clone());
         }
         let artifact_type = manifest.artifact_type.clone();
-        Self { folder, descriptor, artifact_type, platform, manifest, config: Bytes::new(), error: None }
+        Self { folder, descriptor, bytes, artifact_type, platform, manifest, config: Bytes::new(), error: None }
     }
 
     pub fn warn(&self) {
@@ -157,7 +161,7 @@ impl Resolved {
 }
 
 /// The size in an index bounds what all of it may take.
-fn sized(bytes: Bytes, descriptor: &Descriptor) -> Result<Bytes> {
+pub fn sized(bytes: Bytes, descriptor: &Descriptor) -> Result<Bytes> {
     if bytes.len() as u64 == descriptor.size {
         return Ok(bytes);
     }

@@ -10,8 +10,10 @@ mod layer;
 mod lookahead;
 mod manifests;
 mod names;
+mod oci_view;
 mod open;
 mod prefetch;
+mod repository;
 mod resolve;
 mod select;
 mod stored;
@@ -21,6 +23,7 @@ mod zip;
 
 use std::fmt::Display;
 use std::future::Future;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -31,14 +34,16 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
-use crate::oci::{Digest, Platform};
+use crate::oci::{Descriptor, Digest, Platform};
 use crate::registry::{Access, Traffic};
 pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
 use manifests::Resolved;
+use oci_view::{Content, OciView};
 pub use prefetch::{Fetched, Plan};
+pub use repository::Repository;
 pub use select::{Failed, Selection};
 use tree::{Node, NodeId, Tree};
 
@@ -53,6 +58,8 @@ enum Place {
     Node(NodeId),
     /// (1 + the layer's number) << 32 | the entry's number. The layer's own directory is its entry 0.
     Entry { layer: usize, entry: EntryId },
+    /// 2^31 + the number in `.oci`.
+    Oci(u32),
 }
 
 /// The size of the dataset, as `statfs` shows it.
@@ -111,6 +118,8 @@ pub struct Options {
     pub gid: u32,
     /// Show the archive's owners instead.
     pub preserve_owner: bool,
+    /// Whether there is a folder `.oci`.
+    pub oci: bool,
 }
 
 /// A mounted artifact. What a kernel asks for (look-up, attributes, listing, reads, extended attributes) ends within
@@ -131,6 +140,8 @@ pub struct Mount {
     /// Counts looks into layers.
     looks: AtomicU64,
     tree: Tree,
+    /// The folder `.oci`.
+    oci: Option<OciView>,
     /// Shown for all that the archives say nothing about.
     created: SystemTime,
     traffic: Arc<Traffic>,
@@ -152,7 +163,17 @@ impl Mount {
         match self.place(directory)? {
             Place::Node(id) => {
                 self.is_whole(id)?;
-                self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose()
+                match self.tree.child(id, name) {
+                    Some(child) => self.node_attributes(child).map(Some),
+                    None if id == 0 && self.oci.is_some() && name == oci_view::NAME.as_bytes() => {
+                        self.oci_attributes(0).map(Some)
+                    }
+                    None => Ok(None),
+                }
+            }
+            Place::Oci(number) => {
+                let found = in_time(self.options.timeout, oci_view::NAME, self.oci_view()?.child(number, name)).await?;
+                found.map(|child| self.oci_attributes(child)).transpose()
             }
             Place::Entry { layer, entry } => {
                 self.start_reading(layer, name)?;
@@ -166,6 +187,7 @@ impl Mount {
     pub async fn attributes(&self, ino: Ino) -> Result<Attributes> {
         match self.place(ino)? {
             Place::Node(id) => self.node_attributes(id),
+            Place::Oci(number) => self.oci_attributes(number),
             Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_attributes(layer),
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
@@ -203,6 +225,19 @@ impl Mount {
                     }
                 }
             }
+            Place::Oci(number) => {
+                let view = self.oci_view()?;
+                let parent = match view.parent(number)? {
+                    Some(parent) => self.oci_attributes(parent)?,
+                    None => self.node_attributes(0)?,
+                };
+                if (dot && !show(b".", self.oci_attributes(number)?)) || (dot_dot && !show(b"..", parent)) {
+                    return Ok(());
+                }
+                let listing =
+                    view.list(number, first, |name, child| Ok(show(name.as_bytes(), self.oci_attributes(child)?)));
+                in_time(self.options.timeout, oci_view::NAME, listing).await?;
+            }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
                 let index = &contents.index;
@@ -239,18 +274,18 @@ impl Mount {
         let range = offset..offset.saturating_add(u64::from(size));
         match self.place(file)? {
             Place::Node(id) => match self.tree.node(id) {
-                Some(Node::Config(number)) => {
-                    let config = &self.manifest(number)?.config;
-                    let length = config.len() as u64;
-                    Ok(config.slice(range.start.min(length) as usize..range.end.min(length) as usize))
-                }
-                Some(Node::LayerFile(number)) => {
-                    let blob = &self.layer(number)?.descriptor;
-                    let range = range.start.min(blob.size)..range.end.min(blob.size);
-                    self.read_in_time(&blob.digest, self.sources.data.read_file(blob, 0..blob.size, range)).await
-                }
+                Some(Node::Config(number)) => Ok(cut(&self.manifest(number)?.config, range)),
+                Some(Node::LayerFile(number)) => self.read_blob(&self.layer(number)?.descriptor, range).await,
                 _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
             },
+            Place::Oci(number) => {
+                match in_time(self.options.timeout, oci_view::NAME, self.oci_view()?.content(number)).await? {
+                    Content::Bytes(bytes) => Ok(cut(&bytes, range)),
+                    Content::Blob(blob) => self.read_blob(&blob, range).await,
+                    Content::Broken(error) => Err(error),
+                    Content::Later => Err(Error::new(ErrorKind::NotFound, oci_view::NAME, "no such manifest")),
+                }
+            }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
                 self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await
@@ -258,10 +293,18 @@ impl Mount {
         }
     }
 
+    /// A blob as a file.
+    async fn read_blob(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
+        let range = range.start.min(blob.size)..range.end.min(blob.size);
+        self.read_in_time(&blob.digest, self.sources.data.read_file(blob, 0..blob.size, range)).await
+    }
+
     pub async fn read_link(&self, symlink: Ino) -> Result<Vec<u8>> {
         match self.place(symlink)? {
             Place::Entry { layer, entry } => Ok(self.contents(layer).await?.index.link_target(entry).to_vec()),
-            Place::Node(_) => Err(Error::new(ErrorKind::Unsupported, "readlink", "not a symbolic link")),
+            Place::Node(_) | Place::Oci(_) => {
+                Err(Error::new(ErrorKind::Unsupported, "readlink", "not a symbolic link"))
+            }
         }
     }
 
@@ -282,7 +325,8 @@ impl Mount {
 
     /// All that show bytes of this layer, as far as its index is in memory.
     fn inodes_of(&self, digest: &Digest) -> Vec<Ino> {
-        let mut inodes = Vec::new();
+        let of_view = self.oci.iter().flat_map(|view| view.numbers_of(digest));
+        let mut inodes: Vec<Ino> = of_view.map(|number| Ino::of(Place::Oci(number))).collect();
         for (number, layer) in self.layers.iter().enumerate().filter(|(_, layer)| layer.descriptor.digest == *digest) {
             let entries = layer.known().map_or(0, |contents| u32::try_from(contents.index.len()).unwrap_or(u32::MAX));
             inodes.extend((0..entries).map(|entry| Ino::of(Place::Entry { layer: number, entry: EntryId(entry) })));
@@ -298,6 +342,10 @@ impl Mount {
             self.layers.iter().filter_map(|layer| layer.known()).map(|contents| contents.index.len()).sum();
         let configs: u64 = self.manifests.iter().map(|part| part.config.len() as u64).sum();
         Usage { bytes: layers.saturating_add(configs), entries: (entries + self.tree.len()) as u64 }
+    }
+
+    fn oci_view(&self) -> Result<&OciView> {
+        self.oci.as_ref().ok_or_else(|| Error::new(ErrorKind::NotFound, oci_view::NAME, "no such folder"))
     }
 
     fn layer(&self, number: usize) -> Result<&Arc<Layer>> {
@@ -387,6 +435,12 @@ impl Mount {
     }
 }
 
+/// `range`, cut at the end.
+fn cut(bytes: &Bytes, range: Range<u64>) -> Bytes {
+    let length = bytes.len() as u64;
+    bytes.slice(range.start.min(length) as usize..range.end.min(length) as usize)
+}
+
 async fn in_time<T>(timeout: Duration, object: impl Display, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(not_done(timeout, object)))
 }
@@ -399,7 +453,7 @@ fn not_done(timeout: Duration, object: impl Display) -> Error {
 
 impl Contents {
     /// `range` of a file, cut at its end; holes are zeros.
-    async fn read(&self, file: EntryId, range: std::ops::Range<u64>) -> Result<Bytes> {
+    async fn read(&self, file: EntryId, range: Range<u64>) -> Result<Bytes> {
         let segments: Vec<Segment> = self.index.segments(file, range).collect();
         // Nearly always: one piece, given out without a copy.
         if let [Segment::Data(range)] = segments.as_slice() {

@@ -13,6 +13,7 @@ mod login;
 mod manifest;
 mod mirrors;
 mod range;
+mod referrers;
 mod retry;
 mod stream;
 mod survey;

@@ -1,7 +1,9 @@
 //! Producing and moving artifacts: what fills an image layout, and what fills layers.
 //! Called by `cli`; uses `mount` and all layers below.
 
+mod discover;
 mod layout_writer;
 pub mod pack;
 
+pub use discover::{Attached, discover};
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};

@@ -1,0 +1,187 @@
+//! A repository whose manifests are asked for one by one: the root, others by digest, and what is attached to them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::Options;
+use super::manifests::{ManifestLimits, expand};
+use super::resolve::{blocking, fetch_manifest, find_manifest, found_is_kept, load, offline_folder};
+use crate::blob::{BlobSource, Layout};
+use crate::cache::{Manifests, Resolution};
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{
+    Descriptor, Digest, Document, LARGEST_MANIFEST, Reference, Referrer, RegistryReference, referrers_tag,
+};
+use crate::registry::Registry;
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Bytes of a list of referrers that is kept.
+const LONGEST_LIST: u64 = 16 << 20;
+
+#[derive(Clone)]
+pub struct Repository {
+    at: At,
+    manifests: Option<Arc<Manifests>>,
+}
+
+#[derive(Clone)]
+enum At {
+    /// `None`: nobody is to be asked.
+    Registry(RegistryReference, Option<Arc<Registry>>),
+    Layout(Arc<Layout>),
+}
+
+impl Repository {
+    pub fn open(reference: &str, options: &Options) -> Result<Self> {
+        let manifests = options.cache_dir.as_deref().map(|path| Arc::new(Manifests::new(path)));
+        match reference.parse()? {
+            Reference::Layout(layout) => Ok(Self::in_layout(Arc::new(Layout::new(layout)))),
+            Reference::Registry(reference) => {
+                offline_folder(options, manifests.is_some())?;
+                let registry = match options.offline {
+                    true => None,
+                    false => Some(Arc::new(Registry::new(reference.clone(), &options.registry())?)),
+                };
+                Ok(Self::in_registry(reference, registry, manifests))
+            }
+        }
+    }
+
+    pub(super) fn in_layout(layout: Arc<Layout>) -> Self {
+        Self { at: At::Layout(layout), manifests: None }
+    }
+
+    pub(super) fn in_registry(
+        reference: RegistryReference,
+        registry: Option<Arc<Registry>>,
+        manifests: Option<Arc<Manifests>>,
+    ) -> Self {
+        Self { at: At::Registry(reference, registry), manifests }
+    }
+
+    /// To write to.
+    pub fn registry(&self) -> Option<&Arc<Registry>> {
+        match &self.at {
+            At::Registry(_, registry) => registry.as_ref(),
+            At::Layout(_) => None,
+        }
+    }
+
+    /// What the reference names, or the manifest of an index that `Options::platform` picks.
+    pub async fn root(&self, options: &Options) -> Result<(Descriptor, Bytes)> {
+        let (name, root) = match &self.at {
+            At::Registry(reference, registry) => {
+                let found =
+                    find_manifest(reference, registry.as_deref(), self.manifests.as_ref(), options.timeout).await?;
+                found_is_kept(reference, &found, self.manifests.as_ref()).await?;
+                (reference.to_string(), (found.digest, found.bytes))
+            }
+            At::Layout(layout) => {
+                let reading = Arc::clone(layout);
+                (layout.reference().to_string(), blocking("layout", move || reading.manifest()).await??)
+            }
+        };
+        if options.platform.is_some() {
+            let fetch = async |manifest: &Descriptor| self.manifest(manifest).await;
+            let limits = ManifestLimits::default();
+            let parts = expand(root, &name, options.platform.as_ref(), limits, fetch).await?;
+            let part = parts.into_iter().next();
+            let part = part.ok_or_else(|| Error::new(ErrorKind::NotFound, name, "no such manifest"))?;
+            return Ok((typed(part.descriptor.digest, &part.bytes)?, part.bytes));
+        }
+        let (digest, bytes) = root;
+        Ok((typed(digest, &bytes)?, bytes))
+    }
+
+    /// Another manifest, checked.
+    pub async fn manifest(&self, manifest: &Descriptor) -> Result<Bytes> {
+        match &self.at {
+            At::Registry(_, registry) => {
+                fetch_manifest(&manifest.digest, registry.as_deref(), self.manifests.as_ref()).await
+            }
+            At::Layout(layout) => {
+                let bytes = layout.read(manifest, 0..manifest.size.min(LARGEST_MANIFEST)).await?;
+                manifest.digest.check(&bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// What is attached to `subject`, of one type or of any. All of it is kept: while the registry cannot be asked, it is
+    /// what was attached when it was asked last.
+    pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
+        let mut found = match &self.at {
+            At::Layout(layout) => {
+                let (layout, subject) = (Arc::clone(layout), subject.clone());
+                blocking("layout", move || layout.referrers(&subject)).await??
+            }
+            At::Registry(reference, registry) => {
+                let asked = match registry {
+                    Some(registry) => registry.referrers(subject, artifact_type).await,
+                    None => {
+                        let error =
+                            Error::new(ErrorKind::Unreachable, subject, "offline: what is attached is not known");
+                        Err(error.hint("look it up once without --offline"))
+                    }
+                };
+                match asked {
+                    Ok(referrers) => {
+                        if artifact_type.is_none() {
+                            self.keep(reference, subject, &referrers).await?;
+                        }
+                        return Ok(referrers);
+                    }
+                    Err(error) if error.is_of_the_network() => {
+                        self.kept(reference, subject).await.ok_or(error.clone()).inspect(|_| {
+                            tracing::info!("{error}; going on with what was attached when it was asked last");
+                        })?
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        found.retain(|referrer| artifact_type.is_none_or(|wanted| referrer.artifact_type == wanted));
+        Ok(found)
+    }
+
+    async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
+        let Some(manifests) = self.manifests.clone() else { return Ok(()) };
+        let entries: Vec<_> = referrers.iter().map(Referrer::to_json).collect();
+        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();
+        let tag = list_of(reference, subject);
+        let store = move || {
+            let digest = Digest::sha256_of(list.as_bytes());
+            manifests.store(&digest, list.as_bytes());
+            manifests.store_resolution(&tag, &digest);
+        };
+        blocking(subject, store).await
+    }
+
+    async fn kept(&self, reference: &RegistryReference, subject: &Digest) -> Option<Vec<Referrer>> {
+        let (manifests, tag) = (self.manifests.clone()?, list_of(reference, subject));
+        let resolve = move || manifests.resolution(&tag, SystemTime::now());
+        let Resolution { digest, .. } = blocking(subject, resolve).await.ok()??;
+        let bytes = load(self.manifests.as_ref(), &digest, LONGEST_LIST).await?;
+        let mut list: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        serde_json::from_value(list.get_mut("manifests")?.take()).ok()
+    }
+}
+
+/// What a list of referrers is kept as: no tag that anybody would mount.
+fn list_of(reference: &RegistryReference, subject: &Digest) -> RegistryReference {
+    RegistryReference { tag: Some(format!("{}.referrers", referrers_tag(subject))), digest: None, ..reference.clone() }
+}
+
+/// With the media type that it says, or that its form tells.
+pub fn typed(digest: Digest, bytes: &Bytes) -> Result<Descriptor> {
+    let (own, default) = match Document::parse(bytes, digest.as_str())? {
+        Document::Manifest(manifest) => (manifest.media_type, IMAGE),
+        Document::Index(index) => (index.media_type, INDEX),
+    };
+    let media_type = if own.is_empty() { default.to_owned() } else { own };
+    Ok(Descriptor { digest, size: bytes.len() as u64, media_type, annotations: Default::default() })
+}
