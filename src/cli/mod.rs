@@ -16,6 +16,7 @@ mod mount;
 mod pack;
 mod prefetch;
 mod progress;
+mod push;
 mod show;
 
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ enum Verb {
     Index(index::Command),
     Prefetch(prefetch::Command),
     Pack(pack::Command),
+    Push(push::Command),
     Discover(discover::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
@@ -66,6 +68,7 @@ impl Verb {
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
+            Self::Push(command) => command.run(),
             Self::Discover(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),

@@ -63,8 +63,8 @@ impl Transport {
         self.plain_http
     }
 
-    /// It follows no redirect: `Web` does.
-    pub fn client(&self, targets: Targets) -> Result<reqwest::Client> {
+    /// It follows no redirect: `Web` does. `sending`: for requests with long bodies, whose sender watches over them.
+    pub fn client(&self, targets: Targets, sending: bool) -> Result<reqwest::Client> {
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(self.tls.clone())
@@ -73,12 +73,14 @@ impl Transport {
             .referer(false)
             .pool_max_idle_per_host(self.connections)
             .connect_timeout(self.timeout.min(Duration::from_secs(10)))
-            // A connection that says nothing is given up in time for another attempt.
-            .read_timeout((self.timeout / 3).min(Duration::from_secs(20)))
             .redirect(Policy::none())
             .dns_resolver(targets);
         if self.loopback {
             http = http.no_proxy();
+        }
+        if !sending {
+            // A connection that says nothing is given up in time for another attempt. It counts while a body is sent, too.
+            http = http.read_timeout((self.timeout / 3).min(Duration::from_secs(20)));
         }
         http.build().map_err(|error| {
             Error::new(ErrorKind::Usage, "HTTP", format!("cannot be set up: {}", innermost(&error)))

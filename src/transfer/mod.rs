@@ -4,6 +4,7 @@
 mod discover;
 mod layout_writer;
 pub mod pack;
+pub mod push;
 
 pub use discover::{Attached, discover};
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
