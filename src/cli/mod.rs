@@ -2,6 +2,7 @@
 //! Called by `main.rs`; may use every layer below.
 
 mod access;
+mod attach;
 mod background;
 mod cache;
 mod common;
@@ -35,6 +36,7 @@ enum Verb {
     Prefetch(prefetch::Command),
     Pack(pack::Command),
     Push(push::Command),
+    Attach(attach::Command),
     Discover(discover::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
@@ -69,6 +71,7 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
             Self::Push(command) => command.run(),
+            Self::Attach(command) => command.run(),
             Self::Discover(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),

@@ -1,6 +1,8 @@
 //! What is attached to a manifest: the referrers API, and the tag that stands in for it where there is none.
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LINK};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
@@ -21,10 +23,29 @@ impl Registry {
     /// All that is attached to `subject`, of one type or of any. The registry itself is asked: a mirror may not know of the
     /// latest.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
+        self.attempts(subject, || self.try_referrers(subject, artifact_type).boxed()).await
+    }
+
+    /// Whether the registry itself keeps the list of what is attached; `None` there means that nobody does but a tag.
+    pub async fn referrers_of_api(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>> {
+        self.attempts(subject, || self.listed_referrers(subject, None).boxed()).await
+    }
+
+    /// The index that stands in for the API, as it is; `None`: there is none yet.
+    pub async fn referrers_of_tag(&self, subject: &Digest) -> Result<Option<Bytes>> {
+        let found = self.attempts(subject, || self.tagged_list(subject).boxed()).await?;
+        Ok(found.map(|(_, bytes)| bytes))
+    }
+
+    async fn attempts<'a, T>(
+        &self,
+        subject: &Digest,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T, Failure>> + Send,
+    ) -> Result<T> {
         let mut retry = Retry::a_few_times_within(self.timeout);
         loop {
-            let failure = match timeout_at(retry.deadline(), self.try_referrers(subject, artifact_type)).await {
-                Ok(Ok(referrers)) => return Ok(referrers),
+            let failure = match timeout_at(retry.deadline(), attempt()).await {
+                Ok(Ok(found)) => return Ok(found),
                 Ok(Err(failure)) => failure,
                 Err(_) => return Err(retry.timed_out(subject.as_str())),
             };
@@ -99,8 +120,7 @@ impl Registry {
         }
     }
 
-    /// The index that stands in for the API, as it is; `None`: there is none yet.
-    pub(super) async fn tagged_list(&self, subject: &Digest) -> Result<Option<(Digest, Bytes)>, Failure> {
+    async fn tagged_list(&self, subject: &Digest) -> Result<Option<(Digest, Bytes)>, Failure> {
         let tag = referrers_tag(subject);
         let answer = self.get_manifest(self.origin(), &tag, &tag).await?;
         if answer.status() == StatusCode::NOT_FOUND {

@@ -1,10 +1,12 @@
 //! Producing and moving artifacts: what fills an image layout, and what fills layers.
 //! Called by `cli`; uses `mount` and all layers below.
 
+mod attach;
 mod discover;
 mod layout_writer;
 pub mod pack;
 pub mod push;
 
+pub use attach::list_by_tag;
 pub use discover::{Attached, discover};
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
