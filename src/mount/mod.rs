@@ -13,6 +13,7 @@ mod names;
 mod oci_view;
 mod open;
 mod prefetch;
+mod read;
 mod repository;
 mod resolve;
 mod select;
@@ -23,25 +24,22 @@ mod zip;
 
 use std::fmt::Display;
 use std::future::Future;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
-
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{EntryId, LayerIndex, Segment};
-use crate::oci::{Descriptor, Digest, Platform};
+use crate::index::{EntryId, LayerIndex};
+use crate::oci::{Digest, Platform};
 use crate::registry::{Access, Traffic};
 pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
 use manifests::Resolved;
-use oci_view::{Content, OciView};
+use oci_view::OciView;
 pub use prefetch::{Fetched, Plan};
 pub use repository::Repository;
 pub use select::{Failed, Selection};
@@ -263,42 +261,6 @@ impl Mount {
         Ok(())
     }
 
-    /// Exactly `size` bytes, fewer only at the end of the file.
-    pub async fn read(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
-        let bytes = self.read_file(file, offset, size).await?;
-        self.given.fetch_add(bytes.len() as u64, Relaxed);
-        Ok(bytes)
-    }
-
-    async fn read_file(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
-        let range = offset..offset.saturating_add(u64::from(size));
-        match self.place(file)? {
-            Place::Node(id) => match self.tree.node(id) {
-                Some(Node::Config(number)) => Ok(cut(&self.manifest(number)?.config, range)),
-                Some(Node::LayerFile(number)) => self.read_blob(&self.layer(number)?.descriptor, range).await,
-                _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
-            },
-            Place::Oci(number) => {
-                match in_time(self.options.timeout, oci_view::NAME, self.oci_view()?.content(number)).await? {
-                    Content::Bytes(bytes) => Ok(cut(&bytes, range)),
-                    Content::Blob(blob) => self.read_blob(&blob, range).await,
-                    Content::Broken(error) => Err(error),
-                    Content::Later => Err(Error::new(ErrorKind::NotFound, oci_view::NAME, "no such manifest")),
-                }
-            }
-            Place::Entry { layer, entry } => {
-                let contents = self.contents(layer).await?;
-                self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await
-            }
-        }
-    }
-
-    /// A blob as a file.
-    async fn read_blob(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
-        let range = range.start.min(blob.size)..range.end.min(blob.size);
-        self.read_in_time(&blob.digest, self.sources.data.read_file(blob, 0..blob.size, range)).await
-    }
-
     pub async fn read_link(&self, symlink: Ino) -> Result<Vec<u8>> {
         match self.place(symlink)? {
             Place::Entry { layer, entry } => Ok(self.contents(layer).await?.index.link_target(entry).to_vec()),
@@ -427,18 +389,6 @@ impl Mount {
             }
         }
     }
-
-    /// When a read fails, the kernel asks once more for the page that the program waits for: half the time for each.
-    /// The second waits for the same request to the registry, if that is still under way.
-    async fn read_in_time(&self, object: &Digest, read: impl Future<Output = Result<Bytes>>) -> Result<Bytes> {
-        in_time(self.options.timeout / 2, object, read).await
-    }
-}
-
-/// `range`, cut at the end.
-fn cut(bytes: &Bytes, range: Range<u64>) -> Bytes {
-    let length = bytes.len() as u64;
-    bytes.slice(range.start.min(length) as usize..range.end.min(length) as usize)
 }
 
 async fn in_time<T>(timeout: Duration, object: impl Display, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -449,26 +399,4 @@ fn not_done(timeout: Duration, object: impl Display) -> Error {
     let cause = format!("not done within {}", humantime::format_duration(timeout));
     Error::new(ErrorKind::TimedOut, object, cause)
         .hint("what was begun goes on; try again, or give more time with --timeout")
-}
-
-impl Contents {
-    /// `range` of a file, cut at its end; holes are zeros.
-    async fn read(&self, file: EntryId, range: Range<u64>) -> Result<Bytes> {
-        let segments: Vec<Segment> = self.index.segments(file, range).collect();
-        // Nearly always: one piece, given out without a copy.
-        if let [Segment::Data(range)] = segments.as_slice() {
-            return match self.index.segments(file, 0..u64::MAX).next() {
-                Some(Segment::Data(file)) => self.source.read_file(&self.blob, file, range.clone()).await,
-                _ => self.source.read(&self.blob, range.clone()).await,
-            };
-        }
-        let mut bytes = BytesMut::new();
-        for segment in segments {
-            match segment {
-                Segment::Data(range) => bytes.extend_from_slice(&self.source.read(&self.blob, range).await?),
-                Segment::Hole(length) => bytes.resize(bytes.len().saturating_add(length as usize), 0),
-            }
-        }
-        Ok(bytes.freeze())
-    }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use serde_json::json;
 
 use super::Options;
-use super::manifests::{ManifestLimits, expand};
+use super::manifests::{AT_ONCE, ManifestLimits, expand};
 use super::resolve::{blocking, fetch_manifest, find_manifest, found_is_kept, load, offline_folder};
 use crate::blob::{BlobSource, Layout};
 use crate::cache::{Manifests, Resolution};
@@ -18,6 +19,7 @@ use crate::oci::{
 use crate::registry::Registry;
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Bytes of a list of referrers that is kept.
 const LONGEST_LIST: u64 = 16 << 20;
@@ -121,24 +123,23 @@ impl Repository {
             }
             At::Registry(reference, registry) => {
                 let asked = match registry {
-                    Some(registry) => registry.referrers(subject, artifact_type).await,
+                    Some(registry) => registry.referrers(subject).await,
                     None => {
-                        let error =
-                            Error::new(ErrorKind::Unreachable, subject, "offline: what is attached is not known");
+                        let cause = "offline: what is attached is not known";
+                        let error = Error::new(ErrorKind::Unreachable, subject, cause);
                         Err(error.hint("look it up once without --offline"))
                     }
                 };
                 match asked {
                     Ok(referrers) => {
-                        if artifact_type.is_none() {
-                            self.keep(reference, subject, &referrers).await?;
-                        }
-                        return Ok(referrers);
+                        let referrers = self.correct(subject, referrers).await;
+                        self.keep(reference, subject, &referrers).await?;
+                        referrers
                     }
                     Err(error) if error.is_of_the_network() => {
-                        self.kept(reference, subject).await.ok_or(error.clone()).inspect(|_| {
-                            tracing::info!("{error}; going on with what was attached when it was asked last");
-                        })?
+                        let kept = self.kept(reference, subject).await.ok_or_else(|| error.clone())?;
+                        tracing::info!("{error}; going on with what was attached when it was asked last");
+                        kept
                     }
                     Err(error) => return Err(error),
                 }
@@ -146,6 +147,21 @@ impl Repository {
         };
         found.retain(|referrer| artifact_type.is_none_or(|wanted| referrer.artifact_type == wanted));
         Ok(found)
+    }
+
+    /// Registries of go-containerregistry tell the type of the config, which is no type of an artifact where it is empty.
+    async fn correct(&self, subject: &Digest, referrers: Vec<Referrer>) -> Vec<Referrer> {
+        let corrected = stream::iter(referrers).map(|referrer| async move {
+            if referrer.artifact_type != EMPTY_CONFIG {
+                return referrer;
+            }
+            let digest = &referrer.descriptor.digest;
+            let manifest = self.manifest(&referrer.descriptor).await.ok();
+            let own = manifest.and_then(|bytes| Referrer::of_manifest(&bytes, digest, subject));
+            let artifact_type = own.map(|own| own.artifact_type);
+            Referrer { artifact_type: artifact_type.unwrap_or_else(|| EMPTY_CONFIG.to_owned()), ..referrer }
+        });
+        corrected.buffered(AT_ONCE).collect().await
     }
 
     async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {

@@ -1,5 +1,7 @@
 //! What is attached to a manifest: the referrers API, and the tag that stands in for it where there is none.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -20,15 +22,15 @@ const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
 
 impl Registry {
-    /// All that is attached to `subject`, of one type or of any. The registry itself is asked: a mirror may not know of the
-    /// latest.
-    pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
-        self.attempts(subject, || self.try_referrers(subject, artifact_type).boxed()).await
+    /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not asked to
+    /// filter: some compare with the type of the config.
+    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
+        self.attempts(subject, || self.try_referrers(subject).boxed()).await
     }
 
     /// Whether the registry itself keeps the list of what is attached; `None` there means that nobody does but a tag.
     pub async fn referrers_of_api(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>> {
-        self.attempts(subject, || self.listed_referrers(subject, None).boxed()).await
+        self.attempts(subject, || self.listed_referrers(subject).boxed()).await
     }
 
     /// The index that stands in for the API, as it is; `None`: there is none yet.
@@ -54,29 +56,20 @@ impl Registry {
         }
     }
 
-    async fn try_referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>, Failure> {
-        let mut referrers = match self.listed_referrers(subject, artifact_type).await? {
+    async fn try_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
+        let mut referrers = match self.listed_referrers(subject).await? {
             Some(referrers) => referrers,
             None => self.tagged_referrers(subject).await?,
         };
-        // A registry need not filter, and a tag cannot.
-        referrers.retain(|referrer| artifact_type.is_none_or(|wanted| referrer.artifact_type == wanted));
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         referrers.retain(|referrer| seen.insert(referrer.descriptor.digest.clone()));
         Ok(referrers)
     }
 
     /// `None`: the registry has no such API.
-    async fn listed_referrers(
-        &self,
-        subject: &Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Option<Vec<Referrer>>, Failure> {
+    async fn listed_referrers(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>, Failure> {
         let (endpoint, object) = (self.origin(), subject.as_str());
         let mut path = format!("referrers/{subject}");
-        if let Some(query) = artifact_type.and_then(query) {
-            path = format!("{path}?{query}");
-        }
         let (mut referrers, mut room) = (Vec::new(), LONGEST_LIST);
         for page in 0..MOST_PAGES {
             let headers = HeaderMap::from_iter([(ACCEPT, header(INDEX)?)]);
@@ -130,11 +123,6 @@ impl Registry {
     }
 }
 
-fn query(artifact_type: &str) -> Option<String> {
-    let url = Url::parse_with_params("http://x/", [("artifactType", artifact_type)]).ok()?;
-    url.query().map(str::to_owned)
-}
-
 fn list(bytes: &[u8], object: &str) -> Result<Vec<Referrer>> {
     #[derive(Deserialize)]
     struct List {
@@ -177,8 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_escaped_and_what_is_no_list_is_an_error() {
-        assert_eq!(query("application/a+b&c").unwrap(), "artifactType=application%2Fa%2Bb%26c");
+    fn what_is_no_list_is_an_error() {
         assert_eq!(list(br#"{"manifests":null}"#, "x").unwrap(), []);
         for wrong in ["", "[", r#"{"manifests":[{}]}"#, r#"{"manifests":[{"digest":"../x","size":1}]}"#] {
             assert_eq!(list(wrong.as_bytes(), "x").unwrap_err().kind, ErrorKind::Protocol);
