@@ -138,6 +138,7 @@ fn options() -> Options {
         gid: 0,
         preserve_owner: false,
         oci: true,
+        verify_key: None,
     }
 }
 

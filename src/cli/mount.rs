@@ -106,8 +106,8 @@ impl Command {
             std::path::absolute(path)
                 .map_err(|error| Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error)))
         };
-        let Common { cache_dir, log, access, .. } = &mut self.common;
-        let files = [cache_dir, log, &mut access.ca_file, &mut access.cert_file, &mut access.key_file];
+        let Common { cache_dir, log, verify_key, access, .. } = &mut self.common;
+        let files = [cache_dir, log, verify_key, &mut access.ca_file, &mut access.cert_file, &mut access.key_file];
         for path in files.into_iter().flatten() {
             *path = absolute(path)?;
         }

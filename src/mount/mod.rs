@@ -19,6 +19,7 @@ mod resolve;
 mod select;
 mod stored;
 mod tree;
+mod verify;
 mod xattrs;
 mod zip;
 
@@ -32,7 +33,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex};
-use crate::oci::{Digest, Platform};
+use crate::oci::{Digest, Platform, PublicKey};
 use crate::registry::{Access, Traffic};
 pub use ahead::Archive;
 pub use attributes::{Attributes, Kind};
@@ -97,6 +98,8 @@ pub struct Options {
     pub disk_cache: bool,
     /// Whether a blob is fetched and checked whole before any of it is given out.
     pub verify_blobs: bool,
+    /// Who has to have signed what is mounted.
+    pub verify_key: Option<PublicKey>,
     /// Bytes of chunks in memory and in flight.
     pub memory: u64,
     /// Longest time that any one operation takes.

@@ -9,12 +9,14 @@ use serde_json::json;
 
 use super::Options;
 use super::manifests::{AT_ONCE, ManifestLimits, expand};
-use super::resolve::{blocking, fetch_manifest, find_manifest, found_is_kept, load, offline_folder};
-use crate::blob::{BlobSource, Layout};
+use super::resolve::{blocking, fetch_manifest, find_manifest, found_is_kept, load, offline_folder, store};
+use super::verify::check_signed;
+use crate::blob::{BlobSource, Layout, Offline};
 use crate::cache::{Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{
-    Descriptor, Digest, Document, LARGEST_MANIFEST, Reference, Referrer, RegistryReference, referrers_tag,
+    Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Reference, Referrer, RegistryReference,
+    referrers_tag, signature_tag,
 };
 use crate::registry::Registry;
 
@@ -87,6 +89,7 @@ impl Repository {
                 (layout.reference().to_string(), blocking("layout", move || reading.manifest()).await??)
             }
         };
+        check_signed(self, &root.0, options).await?;
         if options.platform.is_some() {
             let fetch = async |manifest: &Descriptor| self.manifest(manifest).await;
             let limits = ManifestLimits::default();
@@ -164,24 +167,76 @@ impl Repository {
         corrected.buffered(AT_ONCE).collect().await
     }
 
-    async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
+    /// The manifest that cosign's tag names.
+    pub async fn signatures_by_tag(&self, subject: &Digest) -> Result<Option<Bytes>> {
+        let tag = signature_tag(subject);
+        let (reference, registry) = match &self.at {
+            At::Registry(reference, registry) => (reference, registry),
+            At::Layout(layout) => {
+                let named = LayoutReference { tag: Some(tag), digest: None, ..layout.reference().clone() };
+                return match blocking("layout", move || Layout::new(named).manifest()).await? {
+                    Ok((_, bytes)) => Ok(Some(bytes)),
+                    Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                };
+            }
+        };
+        let own = RegistryReference { tag: Some(tag.clone()), digest: None, ..reference.clone() };
+        let asked = match registry {
+            Some(registry) => registry.tagged(&tag, subject).await,
+            None => Err(Error::new(ErrorKind::Unreachable, &own, "offline: not in the cache")),
+        };
+        match asked {
+            Ok(None) => Ok(None),
+            Ok(Some((digest, bytes))) => {
+                self.store(own, digest, bytes.clone()).await?;
+                Ok(Some(bytes))
+            }
+            Err(error) if error.is_of_the_network() => Ok(self.load(own).await),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A blob that fits into memory, checked, and kept like a manifest.
+    pub async fn small_blob(&self, blob: &Descriptor) -> Result<Bytes> {
+        let manifests = self.manifests.as_ref();
+        if let Some(bytes) = load(manifests, &blob.digest, blob.size).await {
+            return Ok(bytes);
+        }
+        let bytes = match &self.at {
+            At::Layout(layout) => layout.read(blob, 0..blob.size).await?,
+            At::Registry(_, Some(registry)) => registry.read(blob, 0..blob.size).await?,
+            At::Registry(_, None) => Offline.read(blob, 0..blob.size).await?,
+        };
+        blob.digest.check(&bytes)?;
+        store(&blob.digest, &bytes, manifests).await?;
+        Ok(bytes)
+    }
+
+    async fn store(&self, tag: RegistryReference, digest: Digest, bytes: Bytes) -> Result<()> {
         let Some(manifests) = self.manifests.clone() else { return Ok(()) };
-        let entries: Vec<_> = referrers.iter().map(Referrer::to_json).collect();
-        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();
-        let tag = list_of(reference, subject);
         let store = move || {
-            let digest = Digest::sha256_of(list.as_bytes());
-            manifests.store(&digest, list.as_bytes());
+            manifests.store(&digest, &bytes);
             manifests.store_resolution(&tag, &digest);
         };
-        blocking(subject, store).await
+        blocking("cache", store).await
+    }
+
+    async fn load(&self, tag: RegistryReference) -> Option<Bytes> {
+        let manifests = self.manifests.clone()?;
+        let resolve = move || manifests.resolution(&tag, SystemTime::now());
+        let Resolution { digest, .. } = blocking("cache", resolve).await.ok()??;
+        load(self.manifests.as_ref(), &digest, LONGEST_LIST).await
+    }
+
+    async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
+        let entries: Vec<_> = referrers.iter().map(Referrer::to_json).collect();
+        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();
+        self.store(list_of(reference, subject), Digest::sha256_of(list.as_bytes()), list.into()).await
     }
 
     async fn kept(&self, reference: &RegistryReference, subject: &Digest) -> Option<Vec<Referrer>> {
-        let (manifests, tag) = (self.manifests.clone()?, list_of(reference, subject));
-        let resolve = move || manifests.resolution(&tag, SystemTime::now());
-        let Resolution { digest, .. } = blocking(subject, resolve).await.ok()??;
-        let bytes = load(self.manifests.as_ref(), &digest, LONGEST_LIST).await?;
+        let bytes = self.load(list_of(reference, subject)).await?;
         let mut list: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
         serde_json::from_value(list.get_mut("manifests")?.take()).ok()
     }

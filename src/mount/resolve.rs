@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::manifests::{AT_ONCE, ManifestLimits, Resolved, expand};
 use super::repository::Repository;
+use super::verify::check_signed;
 use super::{Options, in_time, not_done};
 use crate::blob::{BlobSource, Described, Headers, Layout, Offline, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Manifests, Resolution};
@@ -71,6 +72,7 @@ impl Artifact {
         // It may lie on a network file system that hangs.
         let reading = Arc::clone(&layout);
         let root = blocking(&name, move || reading.manifest()).await??;
+        check_signed(&repository, &root.0, options).await?;
         let fetch = async |manifest: &Descriptor| {
             let size = manifest.size.min(LARGEST_MANIFEST);
             let bytes = layout.read(manifest, 0..size).await?;
@@ -102,6 +104,8 @@ impl Artifact {
         };
         let found = find_manifest(&reference, registry.as_deref(), manifests, options.timeout).await?;
         let origin = found.origin;
+        let repository = Repository::in_registry(reference.clone(), registry.clone(), manifests.cloned());
+        by(deadline, options, &name, check_signed(&repository, &found.digest, options)).await?;
         // One that did not answer just now is not asked for more.
         let asked = registry.as_deref().filter(|_| origin != Origin::Fallback);
         let fetch = async |manifest: &Descriptor| fetch_manifest(&manifest.digest, asked, manifests).await;
@@ -137,7 +141,7 @@ impl Artifact {
             chunks,
             traffic: registry.as_ref().map(|registry| registry.traffic()).unwrap_or_default(),
             reachable: registry.is_some() && origin != Origin::Fallback,
-            repository: Repository::in_registry(reference, registry, manifests.cloned()),
+            repository,
         })
     }
 }
@@ -325,7 +329,7 @@ async fn read_config(
     Ok(bytes)
 }
 
-async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) -> Result<()> {
+pub(super) async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) -> Result<()> {
     let Some(manifests) = manifests.cloned() else { return Ok(()) };
     let (name, digest, bytes) = (digest.clone(), digest.clone(), bytes.clone());
     blocking(name, move || manifests.store(&digest, &bytes)).await

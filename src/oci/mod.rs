@@ -7,6 +7,7 @@ mod manifest;
 mod platform;
 mod reference;
 mod referrer;
+mod signature;
 
 pub use descriptor::{Descriptor, REF_NAME, TITLE, UNPACK};
 pub use digest::{Digest, Hasher};
@@ -14,3 +15,4 @@ pub use manifest::{Document, Index, LARGEST_MANIFEST, Listed, Manifest, names_by
 pub use platform::Platform;
 pub use reference::{LayoutReference, Reference, RegistryReference};
 pub use referrer::{Referrer, referrers_tag};
+pub use signature::{KeyError, PAYLOAD_TYPE, PublicKey, SIGNATURE_TYPE, signature_tag};

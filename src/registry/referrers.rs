@@ -35,8 +35,12 @@ impl Registry {
 
     /// The index that stands in for the API, as it is; `None`: there is none yet.
     pub async fn referrers_of_tag(&self, subject: &Digest) -> Result<Option<Bytes>> {
-        let found = self.attempts(subject, || self.tagged_list(subject).boxed()).await?;
-        Ok(found.map(|(_, bytes)| bytes))
+        Ok(self.tagged(&referrers_tag(subject), subject).await?.map(|(_, bytes)| bytes))
+    }
+
+    /// What another tag names that is about `subject`; `None`: there is no such tag.
+    pub async fn tagged(&self, tag: &str, subject: &Digest) -> Result<Option<(Digest, Bytes)>> {
+        self.attempts(subject, || self.try_tagged(tag).boxed()).await
     }
 
     async fn attempts<'a, T>(
@@ -107,19 +111,18 @@ impl Registry {
     }
 
     async fn tagged_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
-        match self.tagged_list(subject).await? {
+        match self.try_tagged(&referrers_tag(subject)).await? {
             Some((_, bytes)) => Ok(list(&bytes, &referrers_tag(subject))?),
             None => Ok(Vec::new()),
         }
     }
 
-    async fn tagged_list(&self, subject: &Digest) -> Result<Option<(Digest, Bytes)>, Failure> {
-        let tag = referrers_tag(subject);
-        let answer = self.get_manifest(self.origin(), &tag, &tag).await?;
+    async fn try_tagged(&self, tag: &str) -> Result<Option<(Digest, Bytes)>, Failure> {
+        let answer = self.get_manifest(self.origin(), tag, tag).await?;
         if answer.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        self.checked_manifest(answer, None, &tag).await.map(Some)
+        self.checked_manifest(answer, None, tag).await.map(Some)
     }
 }
 
