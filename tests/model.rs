@@ -137,6 +137,8 @@ fn options() -> Options {
         uid: 0,
         gid: 0,
         preserve_owner: false,
+        oci: true,
+        verify_key: None,
     }
 }
 

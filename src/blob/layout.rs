@@ -1,5 +1,6 @@
 //! An image layout on disk as a source (OCI image specification, image-layout.md).
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -12,7 +13,7 @@ use futures_util::future::BoxFuture;
 
 use super::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Listed, REF_NAME};
+use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Listed, REF_NAME, Referrer};
 
 pub struct Layout {
     reference: LayoutReference,
@@ -32,6 +33,26 @@ impl Layout {
         let bytes = read_small(&self.blob_path(&digest))?;
         digest.check(&bytes)?;
         Ok((digest, bytes.into()))
+    }
+
+    pub fn reference(&self) -> &LayoutReference {
+        &self.reference
+    }
+
+    /// The manifests of the layout that name `subject`. One that cannot be read is none of them.
+    pub fn referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
+        let path = self.reference.directory.join("index.json");
+        let Document::Index(index) = Document::parse(&read_small(&path)?, &path.display().to_string())? else {
+            return Err(self.no_layout());
+        };
+        let mut seen = HashSet::new();
+        let digests = index.manifests.into_iter().map(|listed| listed.descriptor.digest);
+        let found = digests.filter(|digest| digest != subject && seen.insert(digest.clone())).filter_map(|digest| {
+            let bytes = read_small(&self.blob_path(&digest)).ok()?;
+            digest.check(&bytes).ok()?;
+            Referrer::of_manifest(&bytes, &digest, subject)
+        });
+        Ok(found.collect())
     }
 
     /// The manifest with the reference's tag in `index.json`; without a tag the only one.

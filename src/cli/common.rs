@@ -1,7 +1,9 @@
 //! Options that all verbs share, and how a verb without a mount runs.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::future::Future;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
 use crate::mount::Options;
-use crate::oci::Platform;
+use crate::oci::{Platform, PublicKey};
 
 #[derive(Debug, Args)]
 pub struct Common {
@@ -53,6 +55,10 @@ pub struct Common {
     /// Fetch and check a layer whole before any of it is given out
     #[arg(long, value_name = "WHAT", env = "EO_MOUNT_VERIFY", hide_env = true)]
     pub verify: Option<Verify>,
+
+    /// Refuse what is not signed by this key: a public key of cosign (PEM, ECDSA P-256)
+    #[arg(long, value_name = "FILE", env = "EO_MOUNT_VERIFY_KEY", hide_env = true)]
+    pub verify_key: Option<PathBuf>,
 
     /// Most memory for data, at least 16MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
@@ -124,6 +130,8 @@ impl Common {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             preserve_owner: false,
+            oci: true,
+            verify_key: self.verify_key.as_deref().map(public_key).transpose()?,
         })
     }
 
@@ -149,6 +157,19 @@ impl Common {
         runtime.shutdown_background();
         done
     }
+}
+
+fn public_key(path: &Path) -> Result<PublicKey, Failure> {
+    /// Bytes.
+    const LONGEST: u64 = 64 << 10;
+    let mut pem = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut pem));
+    let wrong = |cause: &dyn std::fmt::Display| {
+        let error = Error::new(ErrorKind::Usage, path.display(), cause);
+        Failure::usage(&error.hint("--verify-key takes a file as cosign generate-key-pair writes it: cosign.pub"))
+    };
+    read.map_err(|error| wrong(&error))?;
+    PublicKey::from_pem(&pem).map_err(|error| wrong(&error))
 }
 
 pub fn runtime() -> Result<Runtime, Failure> {

@@ -2,12 +2,14 @@
 //! Called by `main.rs`; may use every layer below.
 
 mod access;
+mod attach;
 mod background;
 mod cache;
 mod cat;
 mod common;
 mod copy;
 mod diff;
+mod discover;
 mod doctor;
 mod du;
 mod failure;
@@ -47,6 +49,8 @@ enum Verb {
     Cat(cat::Command),
     Du(du::Command),
     Diff(diff::Command),
+    Attach(attach::Command),
+    Discover(discover::Command),
     Cache(cache::Command),
     Doctor(doctor::Command),
     Login(login::Login),
@@ -86,6 +90,8 @@ impl Verb {
             Self::Cat(command) => command.run(),
             Self::Du(command) => command.run(),
             Self::Diff(command) => command.run(),
+            Self::Attach(command) => command.run(),
+            Self::Discover(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Login(command) => command.run(),

@@ -67,6 +67,10 @@ pub struct Command {
     #[arg(long, env = "EO_MOUNT_NONEMPTY", hide_env = true, value_parser = BoolishValueParser::new())]
     nonempty: bool,
 
+    /// Leave out .oci, the artifact as an image layout with what is attached to it
+    #[arg(long, env = "EO_MOUNT_NO_OCI", hide_env = true, value_parser = BoolishValueParser::new())]
+    no_oci: bool,
+
     #[command(flatten)]
     common: Common,
 
@@ -102,8 +106,8 @@ impl Command {
             std::path::absolute(path)
                 .map_err(|error| Failure::usage(&Error::new(ErrorKind::Usage, path.display(), error)))
         };
-        let Common { cache_dir, log, access, .. } = &mut self.common;
-        let files = [cache_dir, log, &mut access.ca_file, &mut access.cert_file, &mut access.key_file];
+        let Common { cache_dir, log, verify_key, access, .. } = &mut self.common;
+        let files = [cache_dir, log, verify_key, &mut access.ca_file, &mut access.cert_file, &mut access.key_file];
         for path in files.into_iter().flatten() {
             *path = absolute(path)?;
         }
@@ -193,6 +197,7 @@ impl Command {
             uid: self.uid.unwrap_or(options.uid),
             gid: self.gid.unwrap_or(options.gid),
             preserve_owner: self.preserve_owner,
+            oci: !self.no_oci,
             ..options
         })
     }

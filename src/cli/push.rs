@@ -231,18 +231,7 @@ impl Command {
     }
 
     fn files<'a>(&self, files: impl Iterator<Item = &'a str>) -> Result<Files> {
-        let layers = files.map(|text| {
-            let (path, media_type) = file_and_type(text, TAR)?;
-            let title = clean(path);
-            if is_path_outside(&title) && !self.disable_path_validation {
-                let cause = "a title that leads out of the folder of whoever pulls";
-                let hint =
-                    "push from the folder that the files are in, or, if it is meant, use --disable-path-validation";
-                return Err(Error::new(ErrorKind::Usage, title, cause).hint(hint));
-            }
-            let (path, media_type) = (path.into(), media_type.to_owned());
-            Ok(FileLayer { path, title, media_type, annotations: BTreeMap::new() })
-        });
+        let layers = files.map(|text| layer(text, self.disable_path_validation));
         self.files_of(layers.collect::<Result<_>>()?, None)
     }
 
@@ -267,7 +256,14 @@ impl Command {
             }
             None => config,
         };
-        Ok(Files { layers, config, config_annotations, artifact_type: self.artifact_type.clone(), annotations })
+        Ok(Files {
+            layers,
+            config,
+            config_annotations,
+            artifact_type: self.artifact_type.clone(),
+            subject: None,
+            annotations,
+        })
     }
 }
 
@@ -279,7 +275,7 @@ pub fn moved_in(bar: &ProgressBar) -> Moved {
     })
 }
 
-fn registry_reference(text: &str) -> Result<RegistryReference> {
+pub fn registry_reference(text: &str) -> Result<RegistryReference> {
     match text.parse()? {
         Reference::Registry(reference) => Ok(reference),
         Reference::Layout(_) => {
@@ -287,6 +283,19 @@ fn registry_reference(text: &str) -> Result<RegistryReference> {
                 .hint("eo-mount copy fills image layouts"))
         }
     }
+}
+
+/// Of `FILE[:TYPE]`.
+pub fn layer(text: &str, any_title: bool) -> Result<FileLayer> {
+    let (path, media_type) = file_and_type(text, TAR)?;
+    let title = clean(path);
+    if is_path_outside(&title) && !any_title {
+        let cause = "a title that leads out of the folder of whoever pulls";
+        let hint = "push from the folder that the files are in, or, if it is meant, use --disable-path-validation";
+        return Err(Error::new(ErrorKind::Usage, title, cause).hint(hint));
+    }
+    let (path, media_type) = (path.into(), media_type.to_owned());
+    Ok(FileLayer { path, title, media_type, annotations: BTreeMap::new() })
 }
 
 /// `FILE:TYPE`; what stands behind the last colon is a type.

@@ -65,6 +65,8 @@ impl Mount {
                 Some(Node::Config(number)) => Holds::Config(number),
                 _ => Holds::Directory,
             },
+            // What is in `.oci` is in the tree, too, or attached; nobody asks by path for it.
+            Place::Oci(_) => Holds::Directory,
         })
     }
 
@@ -91,7 +93,7 @@ impl Mount {
     /// The permission bits that the archive has for it; nothing for what the manifest alone makes.
     pub async fn archived_mode(&self, ino: Ino) -> Result<Option<u16>> {
         match self.place(ino)? {
-            Place::Entry { entry: LayerIndex::ROOT, .. } | Place::Node(_) => Ok(None),
+            Place::Entry { entry: LayerIndex::ROOT, .. } | Place::Node(_) | Place::Oci(_) => Ok(None),
             Place::Entry { layer, entry } => {
                 let contents = self.layer(layer)?.contents(&self.sources).await?;
                 Ok(contents.index.entry(entry).map(|entry| entry.mode))
@@ -160,7 +162,7 @@ impl Mount {
     pub async fn indexed(&self, ino: Ino) -> Result<()> {
         match self.place(ino)? {
             Place::Entry { layer, .. } => self.layer(layer)?.contents(&self.sources).await.map(drop),
-            Place::Node(_) => Ok(()),
+            Place::Node(_) | Place::Oci(_) => Ok(()),
         }
     }
 
@@ -176,9 +178,10 @@ impl Mount {
     pub fn layer_digest(&self, ino: Ino) -> Option<&Digest> {
         let number = match self.place(ino).ok()? {
             Place::Entry { layer, .. } => layer,
+            Place::Oci(_) => return None,
             Place::Node(id) => match self.tree.node(id)? {
                 Node::Layer(number) | Node::LayerFile(number) => number,
-                Node::Directory | Node::Manifest(_) | Node::Config(_) => return None,
+                Node::Directory | Node::Manifest(_) | Node::Config(_) | Node::Blob(_) => return None,
             },
         };
         self.layers.get(number).map(|layer| &layer.descriptor.digest)

@@ -31,12 +31,16 @@ pub struct Attributes {
     pub mtime: SystemTime,
 }
 
+/// From here on, up to 2^32, the numbers of `.oci`: no manifest has so many entries of its own.
+const OCI: u64 = 1 << 31;
+
 impl Ino {
     pub const ROOT: Self = Self(1);
 
     pub(super) fn of(place: Place) -> Self {
         match place {
             Place::Node(id) => Self((id as u64).saturating_add(1)),
+            Place::Oci(number) => Self(u64::from(number).saturating_add(OCI)),
             Place::Entry { layer, entry: EntryId(entry) } => {
                 Self((layer as u64).saturating_add(1) << 32 | u64::from(entry))
             }
@@ -49,6 +53,7 @@ impl Mount {
         let (layer, low) = ((ino.0 >> 32) as usize, ino.0 as u32);
         match (layer.checked_sub(1), low.checked_sub(1)) {
             (Some(layer), _) => Ok(Place::Entry { layer, entry: EntryId(low) }),
+            (None, _) if ino.0 >= OCI => Ok(Place::Oci(u32::try_from(ino.0 - OCI).unwrap_or_default())),
             (None, Some(id)) => Ok(Place::Node(id as NodeId)),
             (None, None) => Err(unknown(ino)),
         }
@@ -58,9 +63,15 @@ impl Mount {
         match self.tree.node(id).ok_or_else(|| unknown(Ino::of(Place::Node(id))))? {
             Node::Directory | Node::Manifest(_) => Ok(self.directory(Place::Node(id))),
             Node::Layer(layer) => self.layer_attributes(layer),
-            Node::LayerFile(layer) => Ok(self.file(id, self.layer(layer)?.descriptor.size)),
-            Node::Config(number) => Ok(self.file(id, self.manifest(number)?.config.len() as u64)),
+            Node::LayerFile(layer) => Ok(self.file(Place::Node(id), self.layer(layer)?.descriptor.size)),
+            Node::Config(number) => Ok(self.file(Place::Node(id), self.manifest(number)?.config.len() as u64)),
+            Node::Blob(_) => Err(unknown(Ino::of(Place::Node(id)))),
         }
+    }
+
+    pub(super) fn oci_attributes(&self, number: u32) -> Result<Attributes> {
+        let place = Place::Oci(number);
+        Ok(self.oci_view()?.size(number)?.map_or_else(|| self.directory(place), |size| self.file(place, size)))
     }
 
     /// The same before and after the layer is indexed, because the kernel keeps attributes for ever.
@@ -107,8 +118,7 @@ impl Mount {
         }
     }
 
-    fn file(&self, id: NodeId, size: u64) -> Attributes {
-        let place = Place::Node(id);
+    fn file(&self, place: Place, size: u64) -> Attributes {
         Attributes {
             kind: Kind::File,
             mode: 0o444,

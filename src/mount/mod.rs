@@ -9,12 +9,16 @@ mod layer;
 mod lookahead;
 mod manifests;
 mod names;
+mod oci_view;
 mod open;
 mod prefetch;
+mod read;
+mod repository;
 mod resolve;
 mod select;
 mod stored;
 mod tree;
+mod verify;
 mod xattrs;
 mod zip;
 
@@ -26,18 +30,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
-
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{EntryId, LayerIndex, Segment};
-use crate::oci::{Digest, Platform};
+use crate::index::{EntryId, LayerIndex};
+use crate::oci::{Digest, Platform, PublicKey};
 use crate::registry::{Access, Traffic};
 pub use ahead::{Archive, Holds};
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
 pub use manifests::Resolved;
+use oci_view::OciView;
 pub use prefetch::{Fetched, Plan};
+pub use repository::Repository;
 pub use select::{Failed, Found, Selection};
 use tree::{Node, NodeId, Tree};
 
@@ -52,6 +56,8 @@ enum Place {
     Node(NodeId),
     /// (1 + the layer's number) << 32 | the entry's number. The layer's own directory is its entry 0.
     Entry { layer: usize, entry: EntryId },
+    /// 2^31 + the number in `.oci`.
+    Oci(u32),
 }
 
 /// The size of the dataset, as `statfs` shows it.
@@ -91,6 +97,8 @@ pub struct Options {
     pub disk_cache: bool,
     /// Whether a blob is fetched and checked whole before any of it is given out.
     pub verify_blobs: bool,
+    /// Who has to have signed what is mounted.
+    pub verify_key: Option<PublicKey>,
     /// Bytes of chunks in memory and in flight.
     pub memory: u64,
     /// Longest time that any one operation takes.
@@ -110,6 +118,8 @@ pub struct Options {
     pub gid: u32,
     /// Show the archive's owners instead.
     pub preserve_owner: bool,
+    /// Whether there is a folder `.oci`.
+    pub oci: bool,
 }
 
 /// A mounted artifact. What a kernel asks for (look-up, attributes, listing, reads, extended attributes) ends within
@@ -130,6 +140,8 @@ pub struct Mount {
     /// Counts looks into layers.
     looks: AtomicU64,
     tree: Tree,
+    /// The folder `.oci`.
+    oci: Option<OciView>,
     /// Shown for all that the archives say nothing about.
     created: SystemTime,
     traffic: Arc<Traffic>,
@@ -151,7 +163,17 @@ impl Mount {
         match self.place(directory)? {
             Place::Node(id) => {
                 self.is_whole(id)?;
-                self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose()
+                match self.tree.child(id, name) {
+                    Some(child) => self.node_attributes(child).map(Some),
+                    None if id == 0 && self.oci.is_some() && name == oci_view::NAME.as_bytes() => {
+                        self.oci_attributes(0).map(Some)
+                    }
+                    None => Ok(None),
+                }
+            }
+            Place::Oci(number) => {
+                let found = in_time(self.options.timeout, oci_view::NAME, self.oci_view()?.child(number, name)).await?;
+                found.map(|child| self.oci_attributes(child)).transpose()
             }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
@@ -164,6 +186,7 @@ impl Mount {
     pub async fn attributes(&self, ino: Ino) -> Result<Attributes> {
         match self.place(ino)? {
             Place::Node(id) => self.node_attributes(id),
+            Place::Oci(number) => self.oci_attributes(number),
             Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_attributes(layer),
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
@@ -201,6 +224,19 @@ impl Mount {
                     }
                 }
             }
+            Place::Oci(number) => {
+                let view = self.oci_view()?;
+                let parent = match view.parent(number)? {
+                    Some(parent) => self.oci_attributes(parent)?,
+                    None => self.node_attributes(0)?,
+                };
+                if (dot && !show(b".", self.oci_attributes(number)?)) || (dot_dot && !show(b"..", parent)) {
+                    return Ok(());
+                }
+                let listing =
+                    view.list(number, first, |name, child| Ok(show(name.as_bytes(), self.oci_attributes(child)?)));
+                in_time(self.options.timeout, oci_view::NAME, listing).await?;
+            }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
                 let index = &contents.index;
@@ -226,40 +262,12 @@ impl Mount {
         Ok(())
     }
 
-    /// Exactly `size` bytes, fewer only at the end of the file.
-    pub async fn read(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
-        let bytes = self.read_file(file, offset, size).await?;
-        self.given.fetch_add(bytes.len() as u64, Relaxed);
-        Ok(bytes)
-    }
-
-    async fn read_file(&self, file: Ino, offset: u64, size: u32) -> Result<Bytes> {
-        let range = offset..offset.saturating_add(u64::from(size));
-        match self.place(file)? {
-            Place::Node(id) => match self.tree.node(id) {
-                Some(Node::Config(number)) => {
-                    let config = &self.manifest(number)?.config;
-                    let length = config.len() as u64;
-                    Ok(config.slice(range.start.min(length) as usize..range.end.min(length) as usize))
-                }
-                Some(Node::LayerFile(number)) => {
-                    let blob = &self.layer(number)?.descriptor;
-                    let range = range.start.min(blob.size)..range.end.min(blob.size);
-                    self.read_in_time(&blob.digest, self.sources.data.read_file(blob, 0..blob.size, range)).await
-                }
-                _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
-            },
-            Place::Entry { layer, entry } => {
-                let contents = self.contents(layer).await?;
-                self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await
-            }
-        }
-    }
-
     pub async fn read_link(&self, symlink: Ino) -> Result<Vec<u8>> {
         match self.place(symlink)? {
             Place::Entry { layer, entry } => Ok(self.contents(layer).await?.index.link_target(entry).to_vec()),
-            Place::Node(_) => Err(Error::new(ErrorKind::Unsupported, "readlink", "not a symbolic link")),
+            Place::Node(_) | Place::Oci(_) => {
+                Err(Error::new(ErrorKind::Unsupported, "readlink", "not a symbolic link"))
+            }
         }
     }
 
@@ -280,7 +288,8 @@ impl Mount {
 
     /// All that show bytes of this layer, as far as its index is in memory.
     fn inodes_of(&self, digest: &Digest) -> Vec<Ino> {
-        let mut inodes = Vec::new();
+        let of_view = self.oci.iter().flat_map(|view| view.numbers_of(digest));
+        let mut inodes: Vec<Ino> = of_view.map(|number| Ino::of(Place::Oci(number))).collect();
         for (number, layer) in self.layers.iter().enumerate().filter(|(_, layer)| layer.descriptor.digest == *digest) {
             let entries = layer.known().map_or(0, |contents| u32::try_from(contents.index.len()).unwrap_or(u32::MAX));
             inodes.extend((0..entries).map(|entry| Ino::of(Place::Entry { layer: number, entry: EntryId(entry) })));
@@ -296,6 +305,10 @@ impl Mount {
             self.layers.iter().filter_map(|layer| layer.known()).map(|contents| contents.index.len()).sum();
         let configs: u64 = self.manifests.iter().map(|part| part.config.len() as u64).sum();
         Usage { bytes: layers.saturating_add(configs), entries: (entries + self.tree.len()) as u64 }
+    }
+
+    fn oci_view(&self) -> Result<&OciView> {
+        self.oci.as_ref().ok_or_else(|| Error::new(ErrorKind::NotFound, oci_view::NAME, "no such folder"))
     }
 
     fn layer(&self, number: usize) -> Result<&Arc<Layer>> {
@@ -366,12 +379,6 @@ impl Mount {
             }
         }
     }
-
-    /// When a read fails, the kernel asks once more for the page that the program waits for: half the time for each.
-    /// The second waits for the same request to the registry, if that is still under way.
-    async fn read_in_time(&self, object: &Digest, read: impl Future<Output = Result<Bytes>>) -> Result<Bytes> {
-        in_time(self.options.timeout / 2, object, read).await
-    }
 }
 
 async fn in_time<T>(timeout: Duration, object: impl Display, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -382,26 +389,4 @@ fn not_done(timeout: Duration, object: impl Display) -> Error {
     let cause = format!("not done within {}", humantime::format_duration(timeout));
     Error::new(ErrorKind::TimedOut, object, cause)
         .hint("what was begun goes on; try again, or give more time with --timeout")
-}
-
-impl Contents {
-    /// `range` of a file, cut at its end; holes are zeros.
-    async fn read(&self, file: EntryId, range: std::ops::Range<u64>) -> Result<Bytes> {
-        let segments: Vec<Segment> = self.index.segments(file, range).collect();
-        // Nearly always: one piece, given out without a copy.
-        if let [Segment::Data(range)] = segments.as_slice() {
-            return match self.index.segments(file, 0..u64::MAX).next() {
-                Some(Segment::Data(file)) => self.source.read_file(&self.blob, file, range.clone()).await,
-                _ => self.source.read(&self.blob, range.clone()).await,
-            };
-        }
-        let mut bytes = BytesMut::new();
-        for segment in segments {
-            match segment {
-                Segment::Data(range) => bytes.extend_from_slice(&self.source.read(&self.blob, range).await?),
-                Segment::Hole(length) => bytes.resize(bytes.len().saturating_add(length as usize), 0),
-            }
-        }
-        Ok(bytes.freeze())
-    }
 }

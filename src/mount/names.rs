@@ -87,7 +87,7 @@ pub fn manifest_places(manifests: &[Listed]) -> (Vec<Option<Parts>>, Vec<String>
 }
 
 /// One name, slashes replaced.
-fn file_name(text: &str, slash: char) -> Option<String> {
+pub fn file_name(text: &str, slash: char) -> Option<String> {
     let name = text.replace('/', &slash.to_string());
     let safe = !matches!(name.as_str(), "" | "." | "..") && name.len() <= LONGEST_NAME;
     (safe && !name.contains(char::is_control)).then_some(name)

@@ -13,6 +13,7 @@ use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
 use super::manifests::Resolved;
 use super::names::{Parts, Shape, places};
+use super::oci_view::OciView;
 use super::resolve::Artifact;
 use super::stored;
 use super::tree::{Node, Tree};
@@ -23,7 +24,7 @@ use crate::blob::{Background, BlobSource, Compression};
 use crate::cache::{CacheFolder, Indexes, Manifests};
 use crate::error::Result;
 use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
-use crate::oci::{Descriptor, names_by_layer_digest};
+use crate::oci::{Descriptor, Reference, names_by_layer_digest};
 
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
 const AHEAD_REQUESTS: usize = 4;
@@ -54,7 +55,7 @@ impl Mount {
         let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
         let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
         let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref(), deadline).await?;
-        let Artifact { mut parts, headers, data, chunks, local, traffic, reachable } = artifact;
+        let Artifact { mut parts, headers, data, chunks, local, traffic, reachable, repository } = artifact;
         if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
             tokio::task::spawn_blocking(move || {
                 manifests.clean(SystemTime::now());
@@ -114,6 +115,15 @@ impl Mount {
                 *layer = Some(LayerNode { node, place });
             }
         }
+        let oci = match options.oci {
+            true => Some(OciView::new(
+                repository,
+                tag(reference)?.as_deref(),
+                &parts,
+                layers.iter().map(|(layer, _)| layer),
+            )?),
+            false => None,
+        };
         // What an index does not say is as new as the newest of its manifests.
         let created = |part: &Resolved| humantime::parse_rfc3339(part.descriptor.annotations.get(CREATED)?).ok();
         let created = parts.first().and_then(created).or_else(|| parts.iter().filter_map(created).max());
@@ -128,11 +138,19 @@ impl Mount {
             look_ahead: Mutex::default(),
             looks: AtomicU64::new(1),
             tree,
+            oci,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,
             given: AtomicU64::new(0),
         })
     }
+}
+
+fn tag(reference: &str) -> Result<Option<String>> {
+    Ok(match reference.parse()? {
+        Reference::Registry(reference) => reference.tag,
+        Reference::Layout(layout) => layout.tag,
+    })
 }
 
 /// Looks into those layers of which the manifest does not tell whether they are archives, until `deadline`.

@@ -9,6 +9,8 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
 use super::manifests::{AT_ONCE, ManifestLimits, Resolved, expand};
+use super::repository::Repository;
+use super::verify::check_signed;
 use super::{Options, in_time, not_done};
 use crate::blob::{BlobSource, Described, Headers, Layout, Local, LocalFiles, Offline, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Manifests, Resolution};
@@ -27,6 +29,7 @@ pub struct Artifact {
     pub traffic: Arc<Traffic>,
     /// False: there is no registry, or it was tried in vain just now.
     pub reachable: bool,
+    pub repository: Repository,
 }
 
 impl Options {
@@ -66,9 +69,11 @@ impl Artifact {
     async fn in_layout(reference: LayoutReference, options: &Options) -> Result<Self> {
         let name = reference.to_string();
         let layout = Arc::new(Layout::new(reference));
+        let repository = Repository::in_layout(Arc::clone(&layout));
         // It may lie on a network file system that hangs.
         let reading = Arc::clone(&layout);
         let root = blocking(&name, move || reading.manifest()).await??;
+        check_signed(&repository, &root.0, options).await?;
         let fetch = async |manifest: &Descriptor| {
             let size = manifest.size.min(LARGEST_MANIFEST);
             let bytes = layout.read(manifest, 0..size).await?;
@@ -83,7 +88,8 @@ impl Artifact {
         // The kernel's page cache serves a local file better than a second copy of it.
         let chunks = Arc::new(ChunkCache::new(source.clone(), None, options.memory));
         let (headers, data) = (source.clone(), source);
-        Ok(Self { parts, headers, data, chunks, local, traffic: Arc::default(), reachable: true })
+        let traffic = Arc::default();
+        Ok(Self { parts, headers, data, chunks, local, traffic, reachable: true, repository })
     }
 
     async fn in_registry(
@@ -94,21 +100,20 @@ impl Artifact {
         deadline: Instant,
     ) -> Result<Self> {
         let name = reference.to_string();
+        offline_folder(options, folder.is_some())?;
         let registry = match options.offline {
-            true if folder.is_none() => {
-                let error = Error::new(ErrorKind::Usage, "--offline", "there is no cache folder to mount from");
-                return Err(error.hint("give one with --cache-dir, or set HOME"));
-            }
             true => None,
             false => Some(Arc::new(Registry::new(reference.clone(), &options.registry())?)),
         };
-        let Found { digest, bytes, origin } =
-            find_manifest(&reference, registry.as_deref(), manifests, options.timeout).await?;
+        let found = find_manifest(&reference, registry.as_deref(), manifests, options.timeout).await?;
+        let origin = found.origin;
+        let repository = Repository::in_registry(reference.clone(), registry.clone(), manifests.cloned());
+        by(deadline, options, &name, check_signed(&repository, &found.digest, options)).await?;
         // One that did not answer just now is not asked for more.
         let asked = registry.as_deref().filter(|_| origin != Origin::Fallback);
         let fetch = async |manifest: &Descriptor| fetch_manifest(&manifest.digest, asked, manifests).await;
         let limits = ManifestLimits::default();
-        let root = (digest.clone(), bytes.clone());
+        let root = (found.digest.clone(), found.bytes.clone());
         let expanding = expand(root, &name, options.platform.as_ref(), limits, fetch);
         let mut parts = by(deadline, options, &name, expanding).await?;
 
@@ -132,18 +137,7 @@ impl Artifact {
             registry.keep_passing_in(&chunks);
         }
         by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await?;
-        if let Some(manifests) = manifests.cloned()
-            && origin == Origin::Registry
-        {
-            // The tag last: what it names is there then.
-            let store = move || {
-                manifests.store(&digest, &bytes);
-                if reference.digest.is_none() {
-                    manifests.store_resolution(&reference, &digest);
-                }
-            };
-            blocking(&name, store).await?;
-        }
+        found_is_kept(&reference, &found, manifests).await?;
         Ok(Self {
             parts,
             headers,
@@ -152,8 +146,17 @@ impl Artifact {
             local,
             traffic: registry.as_ref().map(|registry| registry.traffic()).unwrap_or_default(),
             reachable: registry.is_some() && origin != Origin::Fallback,
+            repository,
         })
     }
+}
+
+pub(super) fn offline_folder(options: &Options, there: bool) -> Result<()> {
+    if options.offline && !there {
+        let error = Error::new(ErrorKind::Usage, "--offline", "there is no cache folder to mount from");
+        return Err(error.hint("give one with --cache-dir, or set HOME"));
+    }
+    Ok(())
 }
 
 async fn by<T>(deadline: Instant, options: &Options, object: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -172,9 +175,9 @@ fn described(parts: &mut [Resolved], source: Arc<dyn BlobSource>, local: &LocalF
     Arc::new(Local { source, files: local.clone() })
 }
 
-struct Found {
-    digest: Digest,
-    bytes: Bytes,
+pub(super) struct Found {
+    pub digest: Digest,
+    pub bytes: Bytes,
     origin: Origin,
 }
 
@@ -188,7 +191,7 @@ enum Origin {
 }
 
 /// `registry`: `None` if nobody is to be asked.
-async fn find_manifest(
+pub(super) async fn find_manifest(
     reference: &RegistryReference,
     registry: Option<&Registry>,
     manifests: Option<&Arc<Manifests>>,
@@ -239,9 +242,26 @@ async fn resolution(reference: &RegistryReference, manifests: Option<&Arc<Manife
     blocking(object, move || manifests.resolution(&reference, SystemTime::now())).await.ok()?
 }
 
-async fn load(manifests: Option<&Arc<Manifests>>, digest: &Digest, limit: u64) -> Option<Bytes> {
+pub(super) async fn load(manifests: Option<&Arc<Manifests>>, digest: &Digest, limit: u64) -> Option<Bytes> {
     let (manifests, wanted) = (Arc::clone(manifests?), digest.clone());
     blocking(digest, move || manifests.load(&wanted, limit)).await.ok()?
+}
+
+/// What the registry said is kept, the tag last: what it names is there then.
+pub(super) async fn found_is_kept(
+    reference: &RegistryReference,
+    found: &Found,
+    manifests: Option<&Arc<Manifests>>,
+) -> Result<()> {
+    let Some(manifests) = manifests.filter(|_| found.origin == Origin::Registry).cloned() else { return Ok(()) };
+    let (name, reference, digest, bytes) = (reference, reference.clone(), found.digest.clone(), found.bytes.clone());
+    let store = move || {
+        manifests.store(&digest, &bytes);
+        if reference.digest.is_none() {
+            manifests.store_resolution(&reference, &digest);
+        }
+    };
+    blocking(name, store).await
 }
 
 fn unverifiable(cause: &str) -> Error {
@@ -249,7 +269,7 @@ fn unverifiable(cause: &str) -> Error {
 }
 
 /// One of an index: from where it is kept, or from the registry; then it is kept.
-async fn fetch_manifest(
+pub(super) async fn fetch_manifest(
     digest: &Digest,
     registry: Option<&Registry>,
     manifests: Option<&Arc<Manifests>>,
@@ -316,13 +336,13 @@ async fn read_config(
     Ok(bytes)
 }
 
-async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) -> Result<()> {
+pub(super) async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) -> Result<()> {
     let Some(manifests) = manifests.cloned() else { return Ok(()) };
     let (name, digest, bytes) = (digest.clone(), digest.clone(), bytes.clone());
     blocking(name, move || manifests.store(&digest, &bytes)).await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     object: impl std::fmt::Display,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {

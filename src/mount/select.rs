@@ -206,6 +206,10 @@ impl Mount {
                         selection.whole(layer);
                     }
                 }
+                Ok(Place::Oci(_)) => {
+                    let error = Error::new(ErrorKind::Unsupported, &path, "it is not fetched ahead");
+                    selection.fail(&path, error.hint("name the layers as the mount shows them"));
+                }
                 // A mount has read it already.
                 Ok(Place::Node(id)) if matches!(self.tree.node(id), Some(Node::Config(_))) => {}
                 Ok(Place::Entry { layer, entry }) if self.is_file(layer, entry).await => selection.file(layer, entry),

@@ -18,6 +18,8 @@ pub enum Node {
     Manifest(usize),
     /// The config of the manifest with this number.
     Config(usize),
+    /// In the tree of `.oci`: its file with this number.
+    Blob(usize),
 }
 
 #[derive(Debug)]

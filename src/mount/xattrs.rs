@@ -48,8 +48,9 @@ impl Mount {
                 Some(Node::Config(number)) => {
                     self.manifest(number)?.manifest.config.as_ref().map_or_else(Vec::new, described)
                 }
-                Some(Node::Directory) | None => Vec::new(),
+                Some(Node::Directory | Node::Blob(_)) | None => Vec::new(),
             },
+            Place::Oci(number) => self.oci_view()?.blob(number)?.map_or_else(Vec::new, |blob| self.blob_xattrs(&blob)),
             Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer)?,
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
@@ -101,14 +102,18 @@ impl Mount {
 
     fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
         let layer = self.layer(number)?;
-        let descriptor = &layer.descriptor;
-        let mut xattrs = described(descriptor);
-        xattrs.push(self.verified(descriptor));
-        xattrs.push(cached(self.sources.chunks.cached_bytes(descriptor, &(0..descriptor.size))));
+        let mut xattrs = self.blob_xattrs(&layer.descriptor);
         if let Some(error) = layer.error() {
             xattrs.push((b"user.eo.error".to_vec(), error.to_string().into()));
         }
         Ok(xattrs)
+    }
+
+    fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
+        let mut xattrs = described(blob);
+        xattrs.push(self.verified(blob));
+        xattrs.push(cached(self.sources.chunks.cached_bytes(blob, &(0..blob.size))));
+        xattrs
     }
 
     /// Whether all of the blob was seen to have its digest. `chunk` is for what chunk digests of a trusted index tell.

@@ -6,9 +6,13 @@ mod digest;
 mod manifest;
 mod platform;
 mod reference;
+mod referrer;
+mod signature;
 
 pub use descriptor::{Descriptor, REF_NAME, TITLE, UNPACK};
 pub use digest::{Digest, Hasher};
 pub use manifest::{Document, Index, LARGEST_MANIFEST, Listed, Manifest, names_by_layer_digest};
 pub use platform::Platform;
 pub use reference::{LayoutReference, Reference, RegistryReference};
+pub use referrer::{Referrer, referrers_tag};
+pub use signature::{KeyError, PAYLOAD_TYPE, PublicKey, SIGNATURE_TYPE, signature_tag};

@@ -14,6 +14,7 @@ mod manifest;
 mod mirrors;
 mod put;
 mod range;
+mod referrers;
 mod retry;
 mod stream;
 mod survey;

@@ -1,8 +1,10 @@
 //! Producing and moving artifacts: what fills an image layout, and what fills layers.
 //! Called by `cli`; uses `mount` and all layers below.
 
+mod attach;
 pub mod copy;
 pub mod diff;
+mod discover;
 mod extract;
 mod folder;
 mod layout_writer;
@@ -11,5 +13,7 @@ pub mod pull;
 pub mod push;
 mod size;
 
+pub use attach::list_by_tag;
+pub use discover::{Attached, discover};
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
 pub use size::{Size, size_of};

@@ -51,6 +51,8 @@ pub struct Files {
     pub config: Option<(PathBuf, String)>,
     pub config_annotations: BTreeMap<String, String>,
     pub artifact_type: Option<String>,
+    /// What it is attached to.
+    pub subject: Option<Descriptor>,
     /// Of the manifest; the date is added if it is not there.
     pub annotations: BTreeMap<String, String>,
 }
@@ -65,6 +67,8 @@ struct Manifest<'a> {
     artifact_type: Option<&'a str>,
     config: Blob<'a>,
     layers: Vec<Blob<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<Blob<'a>>,
     annotations: BTreeMap<&'a str, &'a str>,
 }
 
@@ -156,6 +160,7 @@ impl Files {
             artifact_type: self.artifact_type.as_deref().or(self.config.is_none().then_some(UNKNOWN_ARTIFACT)),
             config: blob(config),
             layers: layers.iter().map(blob).collect(),
+            subject: self.subject.as_ref().map(blob),
             annotations,
         };
         let text = serde_json::to_string(&manifest).map_err(|error| Error::new(ErrorKind::Io, "manifest", error))?;

@@ -1,0 +1,258 @@
+//! A repository whose manifests are asked for one by one: the root, others by digest, and what is attached to them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+
+use super::Options;
+use super::manifests::{AT_ONCE, ManifestLimits, expand};
+use super::resolve::{blocking, fetch_manifest, find_manifest, found_is_kept, load, offline_folder, store};
+use super::verify::check_signed;
+use crate::blob::{BlobSource, Layout, Offline};
+use crate::cache::{Manifests, Resolution};
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{
+    Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Reference, Referrer, RegistryReference,
+    referrers_tag, signature_tag,
+};
+use crate::registry::Registry;
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Bytes of a list of referrers that is kept.
+const LONGEST_LIST: u64 = 16 << 20;
+
+#[derive(Clone)]
+pub struct Repository {
+    at: At,
+    manifests: Option<Arc<Manifests>>,
+}
+
+#[derive(Clone)]
+enum At {
+    /// `None`: nobody is to be asked.
+    Registry(RegistryReference, Option<Arc<Registry>>),
+    Layout(Arc<Layout>),
+}
+
+impl Repository {
+    pub fn open(reference: &str, options: &Options) -> Result<Self> {
+        let manifests = options.cache_dir.as_deref().map(|path| Arc::new(Manifests::new(path)));
+        match reference.parse()? {
+            Reference::Layout(layout) => Ok(Self::in_layout(Arc::new(Layout::new(layout)))),
+            Reference::Registry(reference) => {
+                offline_folder(options, manifests.is_some())?;
+                let registry = match options.offline {
+                    true => None,
+                    false => Some(Arc::new(Registry::new(reference.clone(), &options.registry())?)),
+                };
+                Ok(Self::in_registry(reference, registry, manifests))
+            }
+        }
+    }
+
+    pub(super) fn in_layout(layout: Arc<Layout>) -> Self {
+        Self { at: At::Layout(layout), manifests: None }
+    }
+
+    pub(super) fn in_registry(
+        reference: RegistryReference,
+        registry: Option<Arc<Registry>>,
+        manifests: Option<Arc<Manifests>>,
+    ) -> Self {
+        Self { at: At::Registry(reference, registry), manifests }
+    }
+
+    /// To write to.
+    pub fn registry(&self) -> Option<&Arc<Registry>> {
+        match &self.at {
+            At::Registry(_, registry) => registry.as_ref(),
+            At::Layout(_) => None,
+        }
+    }
+
+    /// What the reference names, or the manifest of an index that `Options::platform` picks.
+    pub async fn root(&self, options: &Options) -> Result<(Descriptor, Bytes)> {
+        let (name, root) = match &self.at {
+            At::Registry(reference, registry) => {
+                let found =
+                    find_manifest(reference, registry.as_deref(), self.manifests.as_ref(), options.timeout).await?;
+                found_is_kept(reference, &found, self.manifests.as_ref()).await?;
+                (reference.to_string(), (found.digest, found.bytes))
+            }
+            At::Layout(layout) => {
+                let reading = Arc::clone(layout);
+                (layout.reference().to_string(), blocking("layout", move || reading.manifest()).await??)
+            }
+        };
+        check_signed(self, &root.0, options).await?;
+        if options.platform.is_some() {
+            let fetch = async |manifest: &Descriptor| self.manifest(manifest).await;
+            let limits = ManifestLimits::default();
+            let parts = expand(root, &name, options.platform.as_ref(), limits, fetch).await?;
+            let part = parts.into_iter().next();
+            let part = part.ok_or_else(|| Error::new(ErrorKind::NotFound, name, "no such manifest"))?;
+            return Ok((typed(part.descriptor.digest, &part.bytes)?, part.bytes));
+        }
+        let (digest, bytes) = root;
+        Ok((typed(digest, &bytes)?, bytes))
+    }
+
+    /// Another manifest, checked.
+    pub async fn manifest(&self, manifest: &Descriptor) -> Result<Bytes> {
+        match &self.at {
+            At::Registry(_, registry) => {
+                fetch_manifest(&manifest.digest, registry.as_deref(), self.manifests.as_ref()).await
+            }
+            At::Layout(layout) => {
+                let bytes = layout.read(manifest, 0..manifest.size.min(LARGEST_MANIFEST)).await?;
+                manifest.digest.check(&bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// What is attached to `subject`, of one type or of any. All of it is kept: while the registry cannot be asked, it is
+    /// what was attached when it was asked last.
+    pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
+        let mut found = match &self.at {
+            At::Layout(layout) => {
+                let (layout, subject) = (Arc::clone(layout), subject.clone());
+                blocking("layout", move || layout.referrers(&subject)).await??
+            }
+            At::Registry(reference, registry) => {
+                let asked = match registry {
+                    Some(registry) => registry.referrers(subject).await,
+                    None => {
+                        let cause = "offline: what is attached is not known";
+                        let error = Error::new(ErrorKind::Unreachable, subject, cause);
+                        Err(error.hint("look it up once without --offline"))
+                    }
+                };
+                match asked {
+                    Ok(referrers) => {
+                        let referrers = self.correct(subject, referrers).await;
+                        self.keep(reference, subject, &referrers).await?;
+                        referrers
+                    }
+                    Err(error) if error.is_of_the_network() => {
+                        let kept = self.kept(reference, subject).await.ok_or_else(|| error.clone())?;
+                        tracing::info!("{error}; going on with what was attached when it was asked last");
+                        kept
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        found.retain(|referrer| artifact_type.is_none_or(|wanted| referrer.artifact_type == wanted));
+        Ok(found)
+    }
+
+    /// Registries of go-containerregistry tell the type of the config, which is no type of an artifact where it is empty.
+    async fn correct(&self, subject: &Digest, referrers: Vec<Referrer>) -> Vec<Referrer> {
+        let corrected = stream::iter(referrers).map(|referrer| async move {
+            if referrer.artifact_type != EMPTY_CONFIG {
+                return referrer;
+            }
+            let digest = &referrer.descriptor.digest;
+            let manifest = self.manifest(&referrer.descriptor).await.ok();
+            let own = manifest.and_then(|bytes| Referrer::of_manifest(&bytes, digest, subject));
+            let artifact_type = own.map(|own| own.artifact_type);
+            Referrer { artifact_type: artifact_type.unwrap_or_else(|| EMPTY_CONFIG.to_owned()), ..referrer }
+        });
+        corrected.buffered(AT_ONCE).collect().await
+    }
+
+    /// The manifest that cosign's tag names.
+    pub async fn signatures_by_tag(&self, subject: &Digest) -> Result<Option<Bytes>> {
+        let tag = signature_tag(subject);
+        let (reference, registry) = match &self.at {
+            At::Registry(reference, registry) => (reference, registry),
+            At::Layout(layout) => {
+                let named = LayoutReference { tag: Some(tag), digest: None, ..layout.reference().clone() };
+                return match blocking("layout", move || Layout::new(named).manifest()).await? {
+                    Ok((_, bytes)) => Ok(Some(bytes)),
+                    Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error),
+                };
+            }
+        };
+        let own = RegistryReference { tag: Some(tag.clone()), digest: None, ..reference.clone() };
+        let asked = match registry {
+            Some(registry) => registry.tagged(&tag, subject).await,
+            None => Err(Error::new(ErrorKind::Unreachable, &own, "offline: not in the cache")),
+        };
+        match asked {
+            Ok(None) => Ok(None),
+            Ok(Some((digest, bytes))) => {
+                self.store(own, digest, bytes.clone()).await?;
+                Ok(Some(bytes))
+            }
+            Err(error) if error.is_of_the_network() => Ok(self.load(own).await),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A blob that fits into memory, checked, and kept like a manifest.
+    pub async fn small_blob(&self, blob: &Descriptor) -> Result<Bytes> {
+        let manifests = self.manifests.as_ref();
+        if let Some(bytes) = load(manifests, &blob.digest, blob.size).await {
+            return Ok(bytes);
+        }
+        let bytes = match &self.at {
+            At::Layout(layout) => layout.read(blob, 0..blob.size).await?,
+            At::Registry(_, Some(registry)) => registry.read(blob, 0..blob.size).await?,
+            At::Registry(_, None) => Offline.read(blob, 0..blob.size).await?,
+        };
+        blob.digest.check(&bytes)?;
+        store(&blob.digest, &bytes, manifests).await?;
+        Ok(bytes)
+    }
+
+    async fn store(&self, tag: RegistryReference, digest: Digest, bytes: Bytes) -> Result<()> {
+        let Some(manifests) = self.manifests.clone() else { return Ok(()) };
+        let store = move || {
+            manifests.store(&digest, &bytes);
+            manifests.store_resolution(&tag, &digest);
+        };
+        blocking("cache", store).await
+    }
+
+    async fn load(&self, tag: RegistryReference) -> Option<Bytes> {
+        let manifests = self.manifests.clone()?;
+        let resolve = move || manifests.resolution(&tag, SystemTime::now());
+        let Resolution { digest, .. } = blocking("cache", resolve).await.ok()??;
+        load(self.manifests.as_ref(), &digest, LONGEST_LIST).await
+    }
+
+    async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
+        let entries: Vec<_> = referrers.iter().map(Referrer::to_json).collect();
+        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();
+        self.store(list_of(reference, subject), Digest::sha256_of(list.as_bytes()), list.into()).await
+    }
+
+    async fn kept(&self, reference: &RegistryReference, subject: &Digest) -> Option<Vec<Referrer>> {
+        let bytes = self.load(list_of(reference, subject)).await?;
+        let mut list: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+        serde_json::from_value(list.get_mut("manifests")?.take()).ok()
+    }
+}
+
+/// What a list of referrers is kept as: no tag that anybody would mount.
+fn list_of(reference: &RegistryReference, subject: &Digest) -> RegistryReference {
+    RegistryReference { tag: Some(format!("{}.referrers", referrers_tag(subject))), digest: None, ..reference.clone() }
+}
+
+/// With the media type that it says, or that its form tells.
+pub fn typed(digest: Digest, bytes: &Bytes) -> Result<Descriptor> {
+    let (own, default) = match Document::parse(bytes, digest.as_str())? {
+        Document::Manifest(manifest) => (manifest.media_type, IMAGE),
+        Document::Index(index) => (index.media_type, INDEX),
+    };
+    let media_type = if own.is_empty() { default.to_owned() } else { own };
+    Ok(Descriptor { digest, size: bytes.len() as u64, media_type, annotations: Default::default() })
+}

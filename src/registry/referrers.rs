@@ -1,0 +1,177 @@
+//! What is attached to a manifest: the referrers API, and the tag that stands in for it where there is none.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LINK};
+use reqwest::{Method, StatusCode, Url};
+use serde::Deserialize;
+use tokio::time::timeout_at;
+
+use super::answer::{body_up_to, header, status_failure};
+use super::client::Registry;
+use super::retry::{Failure, Retry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Bytes of all pages of one list: some ten thousand referrers.
+const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
+const MOST_PAGES: usize = 1000;
+
+impl Registry {
+    /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not asked to
+    /// filter: some compare with the type of the config.
+    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
+        self.attempts(subject, || self.try_referrers(subject).boxed()).await
+    }
+
+    /// Whether the registry itself keeps the list of what is attached; `None` there means that nobody does but a tag.
+    pub async fn referrers_of_api(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>> {
+        self.attempts(subject, || self.listed_referrers(subject).boxed()).await
+    }
+
+    /// The index that stands in for the API, as it is; `None`: there is none yet.
+    pub async fn referrers_of_tag(&self, subject: &Digest) -> Result<Option<Bytes>> {
+        Ok(self.tagged(&referrers_tag(subject), subject).await?.map(|(_, bytes)| bytes))
+    }
+
+    /// What another tag names that is about `subject`; `None`: there is no such tag.
+    pub async fn tagged(&self, tag: &str, subject: &Digest) -> Result<Option<(Digest, Bytes)>> {
+        self.attempts(subject, || self.try_tagged(tag).boxed()).await
+    }
+
+    async fn attempts<'a, T>(
+        &self,
+        subject: &Digest,
+        attempt: impl Fn() -> BoxFuture<'a, Result<T, Failure>> + Send,
+    ) -> Result<T> {
+        let mut retry = Retry::a_few_times_within(self.timeout);
+        loop {
+            let failure = match timeout_at(retry.deadline(), attempt()).await {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(retry.timed_out(subject.as_str())),
+            };
+            retry.pause(failure, &self.back).await?;
+            self.traffic.retry();
+        }
+    }
+
+    async fn try_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
+        let mut referrers = match self.listed_referrers(subject).await? {
+            Some(referrers) => referrers,
+            None => self.tagged_referrers(subject).await?,
+        };
+        let mut seen = HashSet::new();
+        referrers.retain(|referrer| seen.insert(referrer.descriptor.digest.clone()));
+        Ok(referrers)
+    }
+
+    /// `None`: the registry has no such API.
+    async fn listed_referrers(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>, Failure> {
+        let (endpoint, object) = (self.origin(), subject.as_str());
+        let mut path = format!("referrers/{subject}");
+        let (mut referrers, mut room) = (Vec::new(), LONGEST_LIST);
+        for page in 0..MOST_PAGES {
+            let headers = HeaderMap::from_iter([(ACCEPT, header(INDEX)?)]);
+            let (answer, from) = endpoint.request(Method::GET, &path, headers, None, &endpoint.pull(), object).await?;
+            let is_index = |answer: &reqwest::Response| {
+                let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+                media_type.is_some_and(|value| value.split(';').next().unwrap_or_default().trim() == INDEX)
+            };
+            match answer.status() {
+                // Some registries answer any address with a page for people.
+                StatusCode::OK if page > 0 || is_index(&answer) => {}
+                StatusCode::OK
+                | StatusCode::NOT_FOUND
+                | StatusCode::METHOD_NOT_ALLOWED
+                | StatusCode::NOT_IMPLEMENTED
+                    if page == 0 =>
+                {
+                    return Ok(None);
+                }
+                _ => return Err(status_failure(object, &answer)),
+            }
+            let next = answer.headers().get(LINK).and_then(|link| next_page(link.to_str().ok()?, &from));
+            let bytes = body_up_to(answer, room.min(LARGEST_MANIFEST), object, &self.traffic).await?;
+            room = room.saturating_sub(bytes.len() as u64);
+            referrers.extend(list(&bytes, object)?);
+            let Some(next) = next else { return Ok(Some(referrers)) };
+            if next.origin() != from.origin() {
+                let cause = "the list of what is attached goes on at another registry";
+                return Err(Error::new(ErrorKind::Protocol, object, cause).hint("tell the registry's operator").into());
+            }
+            path = next.into();
+        }
+        let cause = format!("the list of what is attached has more than {MOST_PAGES} pages");
+        Err(Error::new(ErrorKind::Limit, object, cause).hint("tell the registry's operator").into())
+    }
+
+    async fn tagged_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
+        match self.try_tagged(&referrers_tag(subject)).await? {
+            Some((_, bytes)) => Ok(list(&bytes, &referrers_tag(subject))?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn try_tagged(&self, tag: &str) -> Result<Option<(Digest, Bytes)>, Failure> {
+        let answer = self.get_manifest(self.origin(), tag, tag).await?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        self.checked_manifest(answer, None, tag).await.map(Some)
+    }
+}
+
+fn list(bytes: &[u8], object: &str) -> Result<Vec<Referrer>> {
+    #[derive(Deserialize)]
+    struct List {
+        manifests: Option<Vec<Referrer>>,
+    }
+    let list: List = serde_json::from_slice(bytes).map_err(|error| {
+        let cause = format!("the list of what is attached is none: {error}");
+        Error::new(ErrorKind::Protocol, object, cause).hint("tell the registry's operator")
+    })?;
+    Ok(list.manifests.unwrap_or_default())
+}
+
+/// RFC 8288: `<ADDRESS>; rel="next"`.
+fn next_page(link: &str, from: &Url) -> Option<Url> {
+    link.split(',').find_map(|link| {
+        let (address, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = |parameter: &str| {
+            let (name, value) = parameter.trim().split_once('=').unwrap_or_default();
+            name.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"').eq_ignore_ascii_case("next")
+        };
+        parameters.split(';').any(is_next).then(|| from.join(address).ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_where_the_link_says() {
+        let from: Url = "https://r.example/v2/a/referrers/sha256:00?n=2".parse().unwrap();
+        let next = |link: &str| next_page(link, &from).map(String::from);
+        let there = Some("https://r.example/v2/a/referrers/sha256:00?last=x&n=2".to_owned());
+        assert_eq!(next(r#"</v2/a/referrers/sha256:00?last=x&n=2>; rel="next""#), there);
+        assert_eq!(next(r#"<?x>; rel=prev, <?last=x&n=2>; title="t"; REL=next"#), there);
+        assert_eq!(next("<//other/b>; rel=next").unwrap(), "https://other/b");
+        for link in ["", "<x>", "x; rel=next", "<x; rel=next", "<http://[>; rel=next"] {
+            assert_eq!(next(link), None, "{link}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_an_error() {
+        assert_eq!(list(br#"{"manifests":null}"#, "x").unwrap(), []);
+        for wrong in ["", "[", r#"{"manifests":[{}]}"#, r#"{"manifests":[{"digest":"../x","size":1}]}"#] {
+            assert_eq!(list(wrong.as_bytes(), "x").unwrap_err().kind, ErrorKind::Protocol);
+        }
+    }
+}
