@@ -53,13 +53,6 @@ pub trait BlobSource: Send + Sync {
         self.read(blob, range)
     }
 
-    /// Somebody seems to come who will read this range: fetches it, and waits until it is there. False: no more may be
-    /// fetched so.
-    fn expect<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, bool> {
-        let _ = (blob, range);
-        Box::pin(std::future::ready(false))
-    }
-
     /// Whoever has read one of these to its end goes on with the next: who fetches ahead wants to know.
     fn in_order(&self, blobs: Vec<Descriptor>) {
         let _ = blobs;

@@ -182,32 +182,19 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        self.start(blob, range);
-    }
-
-    /// The same, and ends when it has come or failed.
-    pub fn prefetched(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, ()> {
-        let coming = self.start(blob, range);
-        async move {
-            for run in coming {
-                let _ = run.run.await;
-            }
-        }
-        .boxed()
-    }
-
-    fn start(&self, blob: &Descriptor, range: Range<u64>) -> Vec<Coming> {
         // Behind the end of the blob there is nothing.
         if range.start >= range.end || self.shared.must_be_checked(blob) {
-            return Vec::new();
+            return;
         }
         let on_disk = self.shared.on_disk(blob, &range);
         let mut chunks = self.shared.chunks();
         let missing = self.shared.missing(&chunks, blob, &range, &on_disk);
         if missing.iter().map(run_cost).sum::<u64>() >= self.shared.in_flight.available_permits() as u64 {
-            return Vec::new();
+            return;
         }
-        missing.into_iter().map(|run| self.shared.ask_for(&mut chunks, blob, run, true)).collect()
+        for run in missing {
+            self.shared.ask_for(&mut chunks, blob, run, true);
+        }
     }
 
     fn read_range(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {

@@ -16,6 +16,7 @@ mod own_file;
 mod small_files;
 mod survey;
 mod upkeep;
+mod uploads;
 
 pub use chunks::{ChunkCache, LONGEST_RUN, MemoryReservation};
 pub use counters::{Ahead, Counters, Served};
@@ -25,6 +26,7 @@ pub use indexes::Indexes;
 pub use manifests::{Manifests, Resolution};
 pub use survey::survey;
 pub use upkeep::{Checked, Cleared, KeptBlob, Sizes, Upkeep};
+pub use uploads::{KeptUpload, Uploads};
 
 /// Bytes of a chunk. A read of 4 KiB may lie across two, because members of an archive begin anywhere:
 /// it fetches 128 KiB at most.

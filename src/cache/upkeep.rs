@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Digest;
 
 /// Folders in a cache folder, beside that of the blobs, all of whose files are ours.
-const OTHERS: [&str; 3] = ["indexes", "checkpoints", "manifests"];
+const OTHERS: [&str; 4] = ["indexes", "checkpoints", "manifests", "uploads"];
 
 /// A cache folder of ours, or none yet.
 pub struct Upkeep {

@@ -6,12 +6,14 @@ mod background;
 mod cache;
 mod cat;
 mod common;
+mod copy;
 mod diff;
 mod doctor;
 mod du;
 mod failure;
 mod index;
 mod inspect;
+mod interrupt;
 mod logging;
 mod login;
 mod ls;
@@ -20,6 +22,7 @@ mod pack;
 mod prefetch;
 mod progress;
 mod pull;
+mod push;
 mod show;
 
 use std::ffi::OsString;
@@ -37,6 +40,8 @@ enum Verb {
     Index(index::Command),
     Prefetch(prefetch::Command),
     Pack(pack::Command),
+    Push(push::Command),
+    Copy(copy::Command),
     Pull(pull::Command),
     Inspect(inspect::Command),
     Cat(cat::Command),
@@ -74,6 +79,8 @@ impl Verb {
             Self::Index(command) => command.run(),
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
+            Self::Push(command) => command.run(),
+            Self::Copy(command) => command.run(),
             Self::Pull(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Cat(command) => command.run(),

@@ -244,7 +244,7 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|byte| first(byte) || matches!(byte, b'.' | b'-'))
 }
 
-fn field(text: &str) -> Result<(String, String), String> {
+pub fn field(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("it takes a name and a value, such as dataset=PASTIS-HD".to_owned()),
@@ -252,7 +252,7 @@ fn field(text: &str) -> Result<(String, String), String> {
 }
 
 /// RFC 6838, section 4.2.
-fn media_type(text: &str) -> Result<String, String> {
+pub fn media_type(text: &str) -> Result<String, String> {
     let name = |part: &str| {
         let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
         part.len() <= 127 && part.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) && part.bytes().all(letter)

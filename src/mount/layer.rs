@@ -43,7 +43,6 @@ pub struct Sources {
 pub struct Layer {
     pub descriptor: Descriptor,
     looked_into: AtomicBool,
-    looked_up: AtomicBool,
     /// By the clock of the mount that counts looks.
     last_look: AtomicU64,
     state: Mutex<State>,
@@ -113,13 +112,7 @@ impl Contents {
 
 impl Layer {
     pub fn new(descriptor: Descriptor) -> Self {
-        Self {
-            descriptor,
-            looked_into: AtomicBool::new(false),
-            looked_up: AtomicBool::new(false),
-            last_look: AtomicU64::new(0),
-            state: Mutex::default(),
-        }
+        Self { descriptor, looked_into: AtomicBool::new(false), last_look: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// The contents if they are known; asks nobody.
@@ -144,11 +137,6 @@ impl Layer {
     /// Whether this is the first look into it.
     pub fn is_first_look(&self) -> bool {
         !self.looked_into.load(Relaxed) && !self.looked_into.swap(true, Relaxed)
-    }
-
-    /// Whether this is the first look-up of a name in it, and nobody has listed it.
-    pub fn is_first_lookup(&self) -> bool {
-        !self.looked_into.load(Relaxed) && !self.looked_up.swap(true, Relaxed)
     }
 
     pub fn error(&self) -> Option<Error> {

@@ -3,7 +3,6 @@
 
 mod ahead;
 mod attributes;
-mod begin;
 mod compressed;
 mod indexing;
 mod layer;
@@ -155,7 +154,6 @@ impl Mount {
                 self.tree.child(id, name).map(|child| self.node_attributes(child)).transpose()
             }
             Place::Entry { layer, entry } => {
-                self.start_reading(layer, name)?;
                 let contents = self.contents(layer).await?;
                 let found = contents.index.lookup(entry, name);
                 found.map(|entry| self.entry_attributes(layer, &contents.index, entry)).transpose()
@@ -346,17 +344,6 @@ impl Mount {
             }
             layer.forget();
         }
-    }
-
-    /// See `begin.rs`.
-    fn start_reading(&self, number: usize, name: &[u8]) -> Result<()> {
-        let layer = self.layer(number)?;
-        let free = self.options.connections > 2 && !self.options.verify_blobs;
-        if free && layer.known().is_none() && layer.is_first_lookup() {
-            let (layer, sources, name) = (Arc::clone(layer), Arc::clone(&self.sources), name.to_vec());
-            tokio::spawn(async move { begin::begin(&layer, &sources, &name).await });
-        }
-        Ok(())
     }
 
     fn start_look_ahead(&self, number: usize) {

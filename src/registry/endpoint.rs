@@ -60,9 +60,17 @@ impl Endpoint {
         let transport = Transport::new(&place, options)?;
         let base = place.base(transport.plain_http())?;
         let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
-        let http = transport.client(targets.clone())?;
+        let http = transport.client(targets.clone(), false)?;
+        let sending = transport.client(targets.clone(), true)?;
         let hosts = Hosts::new(http.clone(), Arc::clone(traffic), Arc::clone(back));
-        let web = Arc::new(Web { http, targets, hosts, traffic: Arc::clone(traffic), most_patience: options.timeout });
+        let web = Arc::new(Web {
+            http,
+            sending,
+            targets,
+            hosts,
+            traffic: Arc::clone(traffic),
+            most_patience: options.timeout,
+        });
         let credentials = Credentials::new(options.access.login.clone());
         let auth = Auth::new(&place.registry, &place.repository, base.clone(), credentials, Arc::clone(&web));
         let known =
@@ -105,6 +113,11 @@ impl Endpoint {
                 None => return Ok((answer, from)),
             }
         }
+    }
+
+    /// Of requests for the repository.
+    pub fn base(&self) -> &Url {
+        &self.base
     }
 
     /// Whether the registry has asked for a login or a token for this.

@@ -1,4 +1,4 @@
-//! Talks to one registry over HTTP: manifests, configs and ranges of blobs, with tokens, retries and deadlines.
+//! Talks to one registry over HTTP: manifests, configs and ranges of blobs, both ways, with tokens, retries and deadlines.
 //! Called by `mount`; implements `blob::BlobSource`; uses the core.
 
 mod answer;
@@ -12,6 +12,7 @@ mod endpoint;
 mod login;
 mod manifest;
 mod mirrors;
+mod put;
 mod range;
 mod retry;
 mod stream;
@@ -20,6 +21,7 @@ mod targets;
 mod tls;
 mod traffic;
 mod transport;
+mod upload;
 mod web;
 
 pub use client::{Registry, RegistryOptions};
@@ -28,3 +30,4 @@ pub use login::check_login;
 pub use survey::Finding;
 pub use traffic::{Traffic, TrafficCount};
 pub use transport::Access;
+pub use upload::Progress;

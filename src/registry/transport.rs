@@ -43,16 +43,17 @@ impl Transport {
     pub fn new(place: &Place, options: &RegistryOptions) -> Result<Self> {
         let files = tls::Files::of(&place.registry, &options.access)?;
         let loopback = place.is_loopback();
-        if options.access.insecure {
+        let insecure = options.access.insecure || place.insecure;
+        if insecure {
             tracing::warn!(
-                "{}: its certificate is not checked (--insecure): anybody may answer in its place",
+                "{}: its certificate is not checked (insecure): anybody may answer in its place",
                 place.registry
             );
         }
         Ok(Self {
             // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
-            plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !options.access.insecure),
-            tls: tls::config(files, options.access.insecure)?,
+            plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !insecure),
+            tls: tls::config(files, insecure)?,
             loopback,
             timeout: options.timeout,
             connections: options.connections,
@@ -63,8 +64,8 @@ impl Transport {
         self.plain_http
     }
 
-    /// It follows no redirect: `Web` does.
-    pub fn client(&self, targets: Targets) -> Result<reqwest::Client> {
+    /// It follows no redirect: `Web` does. `sending`: for requests with long bodies, whose sender watches over them.
+    pub fn client(&self, targets: Targets, sending: bool) -> Result<reqwest::Client> {
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(self.tls.clone())
@@ -73,12 +74,14 @@ impl Transport {
             .referer(false)
             .pool_max_idle_per_host(self.connections)
             .connect_timeout(self.timeout.min(Duration::from_secs(10)))
-            // A connection that says nothing is given up in time for another attempt.
-            .read_timeout((self.timeout / 3).min(Duration::from_secs(20)))
             .redirect(Policy::none())
             .dns_resolver(targets);
         if self.loopback {
             http = http.no_proxy();
+        }
+        if !sending {
+            // A connection that says nothing is given up in time for another attempt. It counts while a body is sent, too.
+            http = http.read_timeout((self.timeout / 3).min(Duration::from_secs(20)));
         }
         http.build().map_err(|error| {
             Error::new(ErrorKind::Usage, "HTTP", format!("cannot be set up: {}", innermost(&error)))

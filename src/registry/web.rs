@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 
 use super::answer::{body_up_to, retry_after, transport_failure};
@@ -41,6 +41,8 @@ impl<'a> Request<'a> {
 
 pub(super) struct Web {
     pub http: reqwest::Client,
+    /// For long bodies, whose requests say how long they are.
+    pub sending: reqwest::Client,
     pub targets: Targets,
     pub hosts: Hosts,
     pub traffic: Arc<Traffic>,
@@ -106,7 +108,8 @@ impl Web {
     ) -> Result<Response, Failure> {
         let host = self.hosts.of(&url);
         host.admit(request.object)?;
-        let mut http = self.http.request(request.method.clone(), url).headers(request.headers.clone());
+        let client = if request.headers.contains_key(CONTENT_LENGTH) { &self.sending } else { &self.http };
+        let mut http = client.request(request.method.clone(), url).headers(request.headers.clone());
         http = http.header(ACCEPT_ENCODING, "identity");
         if let Some(body) = request.body {
             http = http.body(body());

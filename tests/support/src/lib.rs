@@ -44,5 +44,5 @@ pub use mounted::Mounted;
 pub use nginx::Nginx;
 pub use real_registry::{Guard, Program, RealRegistry};
 pub use run::{Finished, run};
-pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Gate, Kind, Matcher, ScriptedRegistry};
+pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Gate, Kind, Matcher, ScriptedRegistry, Takes};
 pub use token_server::TokenServer;

@@ -37,6 +37,10 @@ pub enum Fault {
     NoLength,
     /// The connection closes without an answer.
     HangUp,
+    /// The connection closes after that many bytes of what is sent.
+    CutUploadAfter(u64),
+    /// Nothing more is taken of what is sent after that many bytes; the connection stays.
+    StallUploadAfter(u64),
     /// No answer; the connection stays until the registry ends.
     Stall,
     /// Nothing more after that many bytes of the body; the connection stays.
@@ -152,8 +156,8 @@ impl Fault {
                     *answer = Answer::error(416, "RANGE_INVALID", "invalid range").with("Content-Range", "bytes */1");
                 }
             }
-            // These three change when and whether the answer comes, not what it says.
-            Self::Delay(_) | Self::Stall | Self::HangUp => {}
+            // These change when and whether the answer comes, not what it says.
+            Self::Delay(_) | Self::Stall | Self::HangUp | Self::CutUploadAfter(_) | Self::StallUploadAfter(_) => {}
         }
     }
 }

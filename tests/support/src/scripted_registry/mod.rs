@@ -25,6 +25,7 @@ pub mod profiles;
 mod request;
 mod serve;
 mod state;
+mod uploads;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -39,6 +40,7 @@ pub use content::Fill;
 pub use fault::{ALWAYS, Fault, Matcher, Script};
 pub use gate::Gate;
 pub use request::{Kind, Request};
+pub use uploads::Takes;
 
 use crate::server_thread::ServerThread;
 use crate::sha256;
@@ -120,15 +122,30 @@ impl ScriptedRegistry {
     /// The bytes need not be a manifest. Served as their `mediaType` says, or as an image manifest. The digest.
     pub fn put_manifest(&self, repository: &str, tag: &str, bytes: impl Into<Bytes>) -> String {
         let bytes = bytes.into();
-        let digest = sha256(&bytes);
-        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let media_type = json["mediaType"].as_str().unwrap_or(MANIFEST_TYPE).to_owned();
-        let mut state = self.shared.lock();
-        state.configs.extend(json["config"]["digest"].as_str().map(str::to_owned));
-        let manifests = state.manifests.entry(repository.to_owned()).or_default();
-        manifests.insert(digest.clone(), Manifest { media_type, bytes });
-        state.tags.insert((repository.to_owned(), tag.to_owned()), digest.clone());
-        digest
+        self.shared.lock().take_manifest(repository, tag, bytes, None)
+    }
+
+    /// From now on it can be written to, too.
+    pub fn take_uploads(&self, takes: Takes) {
+        self.shared.lock().uploads = Some(uploads::Uploads::new(takes));
+    }
+
+    /// The uploads that were begun are known no more.
+    pub fn expire_uploads(&self) {
+        if let Some(uploads) = &mut self.shared.lock().uploads {
+            uploads.forget();
+        }
+    }
+
+    /// Bytes of blobs that came with requests.
+    pub fn received(&self) -> u64 {
+        self.requests_of(Kind::Upload).iter().map(|request| request.received).sum()
+    }
+
+    /// All of a blob that is here.
+    pub fn blob(&self, digest: &str) -> Option<Bytes> {
+        let content = self.shared.lock().blobs.get(digest).cloned()?;
+        Some(content.read(0..content.size()))
     }
 
     /// Bytes under a digest that is not theirs.

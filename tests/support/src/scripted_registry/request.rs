@@ -15,6 +15,8 @@ pub enum Kind {
     Config,
     /// Any other blob.
     Blob,
+    /// An upload of a blob.
+    Upload,
     /// `/token`
     Token,
     /// Anything else, such as referrers and tags.
@@ -38,6 +40,8 @@ pub struct Request {
     pub range: Option<String>,
     /// Of a request to the token service.
     pub body: String,
+    /// Bytes of the body of an upload or manifest.
+    pub received: u64,
     /// 0 while there is no answer.
     pub status: u16,
     /// Bytes of the answer's body that were handed to the connection.
@@ -68,17 +72,27 @@ pub(crate) struct Record {
     pub request: Request,
     pub status: AtomicU16,
     pub sent: AtomicU64,
+    received: AtomicU64,
 }
 
 impl Record {
     pub fn new(request: Request) -> Arc<Self> {
-        Arc::new(Self { request, status: AtomicU16::new(0), sent: AtomicU64::new(0) })
+        Arc::new(Self { request, status: AtomicU16::new(0), sent: AtomicU64::new(0), received: AtomicU64::new(0) })
+    }
+
+    pub fn receive(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
     }
 
     pub fn snapshot(&self) -> Request {
         Request {
             status: self.status.load(Ordering::Acquire),
             sent: self.sent.load(Ordering::Acquire),
+            received: self.received(),
             ..self.request.clone()
         }
     }

@@ -18,6 +18,7 @@ use super::fault::{self, Fault};
 use super::gate;
 use super::request::{Record, Request};
 use super::state::Shared;
+use super::uploads;
 
 /// Each is answered when it is done.
 pub(super) enum Command {
@@ -110,7 +111,11 @@ async fn answer(
     address: SocketAddr,
 ) -> Result<Response<ScriptedBody>, Cut> {
     let (http, body) = http.into_parts();
-    let body = if http.uri.path() == "/token" { gate::text_of(body).await } else { String::new() };
+    let mut body = Some(body);
+    let text = match body.take_if(|_| http.uri.path() == "/token") {
+        Some(body) => gate::text_of(body).await,
+        None => String::new(),
+    };
     let (record, faults) = {
         let mut state = shared.lock();
         let request = Request {
@@ -124,7 +129,8 @@ async fn answer(
                 .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
                 .collect(),
             range: http.headers.get("range").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
-            body,
+            body: text,
+            received: 0,
             status: 0,
             sent: 0,
         };
@@ -141,7 +147,27 @@ async fn answer(
             _ => {}
         }
     }
-    let mut answer = shared.lock().answer(&record.request, &format!("http://{address}"));
+    let origin = format!("http://{address}");
+    let mut manifest = Vec::new();
+    let is_welcome = {
+        let state = shared.lock();
+        state.uploads.is_some() && state.refusal(&record.request, &origin).is_none()
+    };
+    if let Some(body) = body.filter(|_| is_welcome && matches!(record.request.method.as_str(), "PATCH" | "PUT")) {
+        let limit = faults.iter().find_map(|fault| match fault {
+            Fault::CutUploadAfter(bytes) | Fault::StallUploadAfter(bytes) => Some(*bytes),
+            _ => None,
+        });
+        let (rest, is_whole) = uploads::receive(body, limit, &record, &shared).await;
+        if !is_whole {
+            if faults.iter().any(|fault| matches!(fault, Fault::StallUploadAfter(_))) {
+                std::future::pending().await
+            }
+            return Err(Cut);
+        }
+        manifest = rest;
+    }
+    let mut answer = shared.lock().answer(&record.request, manifest, &origin);
     for fault in &faults {
         fault.apply(&mut answer, &record.request);
     }

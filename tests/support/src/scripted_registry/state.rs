@@ -8,10 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::answer::Answer;
+use super::artifact::MANIFEST_TYPE;
 use super::content::Content;
 use super::fault::Planned;
 use super::gate::Guarded;
 use super::request::{Kind, Record, Request};
+use super::uploads::Uploads;
+use crate::sha256;
 
 pub(super) struct Manifest {
     pub media_type: String,
@@ -45,6 +48,8 @@ pub(super) struct State {
     pub signatures_given: u32,
     /// Tags that name another manifest each time, by repository and tag.
     pub moving: HashMap<(String, String), Vec<String>>,
+    /// None: it is read-only.
+    pub uploads: Option<Uploads>,
     /// Of blobs, before each 64 KiB.
     pub pace: Option<Duration>,
 }
@@ -92,6 +97,7 @@ impl<'a> Target<'a> {
 impl State {
     pub fn kind(&self, path: &str) -> Kind {
         match Target::of(path) {
+            Target::Blob { digest } if digest.starts_with("uploads/") => Kind::Upload,
             Target::Ping => Kind::Ping,
             Target::Manifest { .. } => Kind::Manifest,
             Target::Blob { digest } if self.configs.contains(digest) => Kind::Config,
@@ -101,33 +107,64 @@ impl State {
         }
     }
 
-    /// `origin` is this registry's own `http://address`.
-    pub fn answer(&mut self, request: &Request, origin: &str) -> Answer {
-        let target = Target::of(&request.path);
-        if matches!(target, Target::Token) {
-            return self.issue_token(request);
+    /// Keeps it under its digest, and the tag. `media_type`: else as the bytes say, or an image manifest.
+    pub fn take_manifest(
+        &mut self,
+        repository: &str,
+        reference: &str,
+        bytes: Bytes,
+        media_type: Option<&str>,
+    ) -> String {
+        let digest = sha256(&bytes);
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let media_type = media_type.or(json["mediaType"].as_str()).unwrap_or(MANIFEST_TYPE).to_owned();
+        self.configs.extend(json["config"]["digest"].as_str().map(str::to_owned));
+        let manifests = self.manifests.entry(repository.to_owned()).or_default();
+        manifests.insert(digest.clone(), Manifest { media_type, bytes });
+        if reference != digest {
+            self.tags.insert((repository.to_owned(), reference.to_owned()), digest.clone());
         }
+        digest
+    }
+
+    /// What is said to those who may not come in.
+    pub fn refusal(&self, request: &Request, origin: &str) -> Option<Answer> {
         if let Some(signatures) = &self.signatures {
             // As object stores do: a second way to authenticate is an error.
             if request.header("authorization").is_some() {
-                return Answer::text(400, "application/xml", "<Error><Code>InvalidArgument</Code></Error>");
+                return Some(Answer::text(400, "application/xml", "<Error><Code>InvalidArgument</Code></Error>"));
             }
             let signed = request.query.as_deref().and_then(|query| query.rsplit_once("X-Amz-Signature="));
             if request.method != "GET" || signed.is_none_or(|(_, signature)| !signatures.contains(signature)) {
-                return Answer::text(403, "application/xml", "<Error><Code>AccessDenied</Code></Error>");
+                return Some(Answer::text(403, "application/xml", "<Error><Code>AccessDenied</Code></Error>"));
             }
         }
         if self.guarded.gate.basic && !self.guarded.knows(request) {
             let refusal = Answer::error(401, "UNAUTHORIZED", "authentication required");
-            return refusal.with("WWW-Authenticate", "Basic realm=\"scripted-registry\"");
+            return Some(refusal.with("WWW-Authenticate", "Basic realm=\"scripted-registry\""));
         }
         if let Some(tokens) = self.tokens.as_ref().filter(|_| !self.guarded.gate.basic) {
             let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
             if token.is_none_or(|token| !tokens.contains(token) || self.guarded.is_over(token)) {
                 let here = format!("{}/token", self.token_origin.as_deref().unwrap_or(origin));
                 let realm = self.guarded.gate.realm.as_deref().unwrap_or(&here);
-                return challenge(&request.path, token.is_some(), realm);
+                return Some(challenge(&request.path, token.is_some(), realm));
             }
+        }
+        None
+    }
+
+    /// `origin` is this registry's own `http://address`; `body`: of a manifest that is put.
+    pub fn answer(&mut self, request: &Request, body: Vec<u8>, origin: &str) -> Answer {
+        let target = Target::of(&request.path);
+        if matches!(target, Target::Token) {
+            return self.issue_token(request);
+        }
+        if let Some(refusal) = self.refusal(request, origin) {
+            return refusal;
+        }
+        if let Some(written) = self.write(request, body) {
+            return written;
         }
         if request.method != "GET" && request.method != "HEAD" {
             return Answer::error(405, "UNSUPPORTED", "this registry is read-only");
