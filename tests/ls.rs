@@ -65,6 +65,18 @@ fn names_one_a_line_as_ls_prints_them() {
     }
 }
 
+#[test]
+fn a_glob_lists_what_it_matches() {
+    let dataset = Dataset::new();
+    assert_eq!(dataset.text(&["ls"], &["1000?"]), "10000\n10001\n");
+    let found = dataset.text(&["ls"], &["**/TARGET*.npy"]);
+    assert_eq!(found, "10000/ANNOTATIONS/TARGET_10000.npy\n10001/ANNOTATIONS/TARGET_10001.npy\n");
+    let below = dataset.text(&["ls", "-R"], &["10000/ANNOT*"]);
+    let listed = "10000/ANNOTATIONS:\nParcelIDs_10000.npy\nTARGET_10000.npy\n";
+    assert_eq!(below, format!("10000/ANNOTATIONS\n\n{listed}"));
+    assert_eq!(dataset.verb(&["ls"], &["*.none"]).code, 1);
+}
+
 /// The verb, a mount, and `ls` of that mount agree.
 #[test]
 fn recursive_listings_are_those_of_ls_in_a_mount() {

@@ -11,7 +11,7 @@ use super::common::Common;
 use super::failure::{ARTIFACT, Failure};
 use super::show;
 use crate::error::{Error, ErrorKind};
-use crate::mount::{Attributes, Kind, Mount};
+use crate::mount::{Attributes, Failed, Found, Ino, Kind, Mount};
 
 /// List what is in a dataset, without mounting it
 #[derive(Debug, Parser)]
@@ -19,7 +19,7 @@ pub struct Command {
     /// As for a mount
     reference: String,
 
-    /// Below the root of the dataset [default: the root]
+    /// Below the root of the dataset, or a glob over paths (** for any number of folders) [default: the root]
     path: Option<OsString>,
 
     /// Mode, links, owner, group, size, time of change (UTC), name, and where a link points
@@ -81,9 +81,18 @@ impl Command {
     async fn list(&self) -> Result<(), Failure> {
         let mount = Mount::open(&self.reference, self.common.options()?).await.map_err(|e| Failure::artifact(&e))?;
         let path = self.path.as_ref().map_or(&b""[..], |path| path.as_bytes());
-        let found = mount.resolve(path).await.map_err(|error| Failure::artifact(&error))?;
         let mut printer = Printer::new(self, &mount);
-        let done = if found.kind == Kind::Directory {
+        let mut failed = Vec::new();
+        let mut places = mount.find(path, &mut failed).await.map_err(|error| Failure::artifact(&error))?;
+        let is_glob = mount.resolve(path).await.is_err();
+        let top = places.first().map(|place| place.ino).unwrap_or(Ino::ROOT);
+        let found = mount.attributes(top).await.map_err(|error| Failure::artifact(&error))?;
+        let done = if is_glob {
+            for Failed { path, error } in failed {
+                let _ = printer.fail(path.as_bytes(), &error);
+            }
+            self.list_places(&mount, &mut places, &mut printer).await
+        } else if found.kind == Kind::Directory {
             self.list_directory(&mount, path, found, &mut printer).await
         } else {
             // Named as it was asked for, as ls does.
@@ -98,6 +107,24 @@ impl Command {
             Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             Err(Stop::Output(error)) => Err(Failure::system("standard output", error)),
         }
+    }
+
+    /// What a glob matches, by path, as the shell would give it to `ls -d`; then what is below, if that is wanted.
+    async fn list_places(&self, mount: &Mount, places: &mut [Found], printer: &mut Printer<'_>) -> Result<(), Stop> {
+        places.sort_by(|one, other| one.path.cmp(&other.path));
+        let mut rows = Vec::new();
+        for Found { path, ino, .. } in places.iter() {
+            let attributes = mount.attributes(*ino).await.map_err(Stop::Failed)?;
+            rows.push(row(mount, path.clone(), path.clone(), attributes).await.map_err(Stop::Failed)?);
+        }
+        printer.rows(&rows)?;
+        for row in rows.iter().filter(|row| self.recursive && row.attributes.kind == Kind::Directory) {
+            if !self.json {
+                printer.out.write_all(b"\n")?;
+            }
+            self.list_directory(mount, &row.path, row.attributes, printer).await?;
+        }
+        Ok(())
     }
 
     /// And what is below, if that is wanted; there, what fails is told and passed over.

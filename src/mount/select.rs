@@ -158,7 +158,10 @@ impl Mount {
             Err(error) => return Err(error),
         };
         match std::str::from_utf8(wanted) {
-            Ok(text) if text.contains(['*', '?', '[', '{']) => self.matches(text, failed).await,
+            // A name may have a bracket without being a pattern.
+            Ok(text) if text.contains(['*', '?', '[', '{']) && Pattern::parse(text).is_ok() => {
+                self.matches(text, failed).await
+            }
             _ => Err(missing),
         }
     }
