@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use eo_mount_testing::files::{pread, xattr};
 use eo_mount_testing::fixtures::{Sample, patch_tar};
+use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, EoMount, Extracted, Fault, Home, Kind, Matcher, Mounted, RealRegistry, ScriptedRegistry, run,
 };
@@ -181,6 +182,9 @@ fn without_its_registry_a_tag_is_what_it_was_and_reads_work_when_it_is_back() {
     assert!(fs::read_dir(mounted.join("10000")).and_then(|mut names| names.next().transpose()).is_err());
     registry.come_up();
     let tar = patch_tar(10000, 4);
+    // It is known to be dead until it was tried again.
+    let back = |path: &std::path::Path| wait_until(Duration::from_secs(20), || fs::read(path).is_ok());
+    assert!(back(&mounted.join("10000").join(S2)), "{}", mounted.log());
     let bytes = fs::read(mounted.join("10000").join(S2)).unwrap();
     assert!(tar.windows(bytes.len()).any(|window| window == bytes));
     registry.go_down();
@@ -188,6 +192,7 @@ fn without_its_registry_a_tag_is_what_it_was_and_reads_work_when_it_is_back() {
     assert!(fs::read(&missing).is_err());
     assert!(fs::read(mounted.join("10000").join(S2)).unwrap() == bytes);
     registry.come_up();
+    assert!(back(&missing), "{}", mounted.log());
     let bytes = fs::read(&missing).unwrap();
     assert!(tar.windows(bytes.len()).any(|window| window == bytes));
     mounted.unmount();

@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use eo_mount_testing::fixtures::{Sample, noise};
 use eo_mount_testing::scripted_registry::{Gate, Kind};
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
-    ALWAYS, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, Takes, TokenServer, run,
-    sha256, tools,
+    ALWAYS, EoMount, Fault, Finished, Home, Link, Matcher, Program, RealRegistry, ScriptedRegistry, Shape, Takes,
+    TokenServer, run, sha256, tools,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -56,6 +56,13 @@ impl Publisher {
 
     fn eo_mount(&self, arguments: &[&str]) -> EoMount {
         EoMount::bare(PROGRAM).home(&self.home).current_dir(self.dir.path()).arg("push").args(arguments)
+    }
+
+    /// A push that is not waited for.
+    fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(self.dir.path()).arg("push").args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env("HOME", self.home.path()).env("XDG_CACHE_HOME", self.home.cache()).spawn().unwrap()
     }
 
     /// What a push that works says as JSON, and on standard error.
@@ -251,6 +258,42 @@ fn an_index_is_pushed_with_all_that_it_lists_and_as_its_bytes_are() {
     registry.oras(publisher.dir.path(), &["copy", "--from-plain-http", &reference, "--to-oci-layout", "back:1"]);
 }
 
+#[test]
+fn distribution_3_goes_on_at_the_byte_that_it_has() {
+    let (registry, publisher) = (RealRegistry::of(Program::Distribution3).start(), Publisher::of_large_layer(64 * MIB));
+    let shape = Shape { bits_per_second: Some(80_000_000), ..Shape::default() };
+    let link = Link::new(registry.address(), shape);
+    let reference = link.reference("pastis:1");
+    let mut child = publisher.start(&[&reference, "big.tar"]);
+    let sent = wait_until(PATIENCE, || link.bytes_up() >= 28 * MIB);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(sent && publisher.uploads() == 1);
+    publisher.push(&[&reference, "big.tar"]);
+    // What was in the sockets of the two relays is lost.
+    assert!(link.bytes_up() < 80 * MIB, "{}", link.bytes_up() / MIB);
+    let fetch = ["blob", "fetch", "--plain-http", "--output", "back.tar"];
+    let blob = registry.reference(&format!("pastis@{}", sha256(&fs::read(publisher.path("big.tar")).unwrap())));
+    registry.oras(publisher.dir.path(), &[&fetch[..], &[&blob]].concat());
+    assert!(fs::read(publisher.path("back.tar")).unwrap() == fs::read(publisher.path("big.tar")).unwrap());
+}
+
+#[test]
+fn docker_registry_goes_on_where_an_interrupted_push_has_stopped() {
+    let (registry, publisher) = (RealRegistry::start(), Publisher::of_large_layer(64 * MIB));
+    let link = Link::new(registry.address(), Shape { bits_per_second: Some(80_000_000), ..Shape::default() });
+    let reference = link.reference("pastis:1");
+    let mut child = publisher.start(&[&reference, "big.tar"]);
+    let sent = wait_until(PATIENCE, || link.bytes_up() >= 20 * MIB);
+    let mut kill = Command::new("kill");
+    run(kill.args(["-INT", &child.id().to_string()]), PATIENCE).expect_success("kill");
+    let code = child.wait().unwrap().code();
+    assert!(sent && code == Some(130) && publisher.uploads() == 1, "{code:?}");
+    let (_, said) = publisher.push(&[&reference, "big.tar"]);
+    assert_eq!(said, "");
+    assert!(link.bytes_up() < 66 * MIB, "{}", link.bytes_up() / MIB);
+}
+
 /// Bytes of the blob that were sent after a push was killed in the middle of it.
 #[track_caller]
 fn killed_and_called_again(takes: Takes, size: u64) -> (u64, String) {
@@ -259,10 +302,7 @@ fn killed_and_called_again(takes: Takes, size: u64) -> (u64, String) {
     let reference = registry.reference("pastis:1");
     // In the middle of the third chunk.
     let stall = registry.fault(Matcher::kind(Kind::Upload).method("PATCH").nth(3), Fault::StallUploadAfter(5 * MIB), 1);
-    let mut command = Command::new(PROGRAM);
-    command.current_dir(publisher.dir.path()).args(["push", &reference, "big.tar"]).stderr(Stdio::null());
-    command.env("HOME", publisher.home.path()).env("XDG_CACHE_HOME", publisher.home.cache());
-    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut child = publisher.start(&[&reference, "big.tar"]);
     let stalled = wait_until(PATIENCE, || stall.met() == 1 && registry.received() >= 37 * MIB);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -296,9 +336,10 @@ fn what_is_kept_of_an_upload_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(20 * MIB));
     registry.take_uploads(Takes::default());
-    registry.fault(Matcher::kind(Kind::Upload).method("PUT"), Fault::status(403), ALWAYS);
+    registry.fault(Matcher::kind(Kind::Upload).method("PATCH"), Fault::status(403), ALWAYS);
     let said = publisher.refused(&[&registry.reference("pastis:1"), "big.tar"]);
-    assert!(said.contains("403") && !said.contains("secret"), "{said}");
+    assert!(said.contains("403") && !said.contains("_state"), "{said}");
+    assert_eq!(publisher.uploads(), 1);
     let folder = publisher.home.cache().join("eo-mount/uploads");
     for file in fs::read_dir(folder).unwrap().flatten() {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);

@@ -199,3 +199,44 @@ fn reads_outlast_a_restart_of_docker_registry() {
     });
     mounted.unmount();
 }
+
+#[track_caller]
+fn a_pull_through_cache_is_read_whole(program: Program) {
+    let origin = RealRegistry::start();
+    let dataset = Dataset::pushed_to(&origin);
+    let registry = RealRegistry::of(program).proxy_of(&format!("http://{}", origin.address())).start();
+    dataset.assert_read_whole(eo_mount(&registry.reference(NAME)).mount());
+}
+
+#[test]
+fn a_pull_through_cache_of_docker_registry_is_read_whole() {
+    a_pull_through_cache_is_read_whole(Program::DockerRegistry);
+}
+
+#[test]
+fn a_pull_through_cache_of_distribution_3_is_read_whole() {
+    a_pull_through_cache_is_read_whole(Program::Distribution3);
+}
+
+#[test]
+fn a_proxy_that_drops_ranges_of_what_it_has_not_yet_is_read_whole() {
+    let registry = RealRegistry::start();
+    let dataset = Dataset::pushed_to(&registry);
+    let nginx = Nginx::caching(&registry);
+    dataset.assert_read_whole(eo_mount(&nginx.reference(NAME)).mount());
+    assert!(nginx.asked().iter().any(|asked| asked.path.contains("/blobs/") && asked.range && asked.status == 200));
+}
+
+#[test]
+fn a_redirected_url_is_used_as_long_as_it_is_good() {
+    let registry = RealRegistry::start();
+    let dataset = Dataset::pushed_to(&registry);
+    let nginx = Nginx::redirecting(&registry, Duration::from_secs(600));
+    let mounted = eo_mount(&nginx.reference(NAME)).arg("--no-disk-cache").mount();
+    dataset.assert_patch(&mounted, 0);
+    mounted.unmount();
+    let (of_blobs, redirects): (Vec<_>, Vec<_>) = nginx.asked().into_iter().partition(|asked| asked.of_blob_host);
+    let redirects = redirects.iter().filter(|asked| asked.status == 307).count();
+    // The config, the layer, and readers that came before it was known that this registry redirects.
+    assert!(redirects <= 4 && of_blobs.len() > redirects, "{redirects} redirects for {} requests", of_blobs.len());
+}

@@ -196,7 +196,8 @@ fn a_registry_cannot_send_us_to_files_metadata_services_or_other_schemes() {
         let challenge = format!("Bearer realm=\"{to}\",service=\"x\"");
         let refusal = Fault::Status(401, vec![("WWW-Authenticate".to_owned(), challenge)], String::new());
         let script = scene.registry.fault(Matcher::manifests(), refusal, ALWAYS);
-        one_line(&scene.call().output(), "refused");
+        let why = if to.starts_with("http") { "refused" } else { "is no web server" };
+        one_line(&scene.call().output(), why);
         assert_eq!(script.met(), 1, "{to}");
     }
 }
@@ -341,7 +342,9 @@ fn a_mirror_is_asked_first_and_the_registry_for_what_it_lacks() {
     let of = |registry: &ScriptedRegistry, layer: &str| {
         registry.requests().iter().filter(|request| request.digest() == Some(layer)).count()
     };
-    assert_eq!((of(&scene.registry, &scene.layers[0]), of(&mirror, &scene.layers[1])), (0, 1));
+    assert_eq!(of(&scene.registry, &scene.layers[0]), 0);
+    // Readers that came before the first answer have asked, too.
+    assert!((1..=4).contains(&of(&mirror, &scene.layers[1])), "{} requests", of(&mirror, &scene.layers[1]));
     assert!(of(&mirror, &scene.layers[0]) > 1 && of(&scene.registry, &scene.layers[1]) > 1);
 }
 

@@ -75,6 +75,24 @@ fn insecure_believes_everybody_and_warns() {
 }
 
 #[test]
+fn what_registries_conf_calls_insecure_may_show_any_certificate_or_speak_plain_http() {
+    let certificates = Certificates::new();
+    let conf = tempfile::NamedTempFile::new().unwrap();
+    for pair in [Some(certificates.issue("server", "DNS:another", None)), None] {
+        let guard = Guard { tls: pair, ..Guard::default() };
+        let registry = RealRegistry::guarded(&guard);
+        let reference = elsewhere(&registry);
+        let location = reference.split('/').next().unwrap();
+        std::fs::write(conf.path(), format!("[[registry]]\nlocation = \"{location}\"\ninsecure = true\n")).unwrap();
+        let files = tempfile::tempdir().unwrap();
+        std::fs::write(files.path().join("x"), "content").unwrap();
+        registry.push_with_oras(files.path(), "data:v1", &["x"]);
+        let said = ls(&reference, &Home::new()).env("CONTAINERS_REGISTRIES_CONF", conf.path()).output();
+        assert_eq!((said.code, said.text().as_str()), (0, "config.json\nx\n"), "{}", said.stderr);
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_certificate_is_said() {
     let certificates = Certificates::new();
     let home = Home::new();

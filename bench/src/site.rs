@@ -28,6 +28,8 @@ pub fn link(registry: impl AsRef<str>) -> Link {
 pub enum Line {
     /// A plain relay that counts.
     Loopback,
+    /// It breaks.
+    Breaking,
     /// [`LINK`].
     Fast,
     /// As object stores are: one connection does not fill it.
@@ -40,6 +42,7 @@ impl Line {
     pub fn says(self) -> &'static str {
         match self {
             Self::Loopback => "Loopback",
+            Self::Breaking => "Loopback, and 1 % of the MiB are cut",
             Self::Fast => LINK,
             Self::Capped => "20 ms and 1 Gbit/s, of which one connection gets 200 Mbit/s",
             Self::Bad => "80 ms and 100 Mbit/s, and of the requests for 1 MiB 0.5 % are cut",
@@ -49,6 +52,10 @@ impl Line {
     pub fn to(self, registry: impl AsRef<str>) -> Link {
         let (round_trip, megabits) = match self {
             Self::Loopback => return Link::new(registry, Shape::default()),
+            Self::Breaking => {
+                let cuts = Some(Cuts { seed: 1, per_mebibyte: 0.01 });
+                return Link::new(registry, Shape { cuts, ..Shape::default() });
+            }
             Self::Fast | Self::Capped => (20, 1000),
             Self::Bad => (80, 100),
         };

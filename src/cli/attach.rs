@@ -8,6 +8,7 @@ use clap::Parser;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::push;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind};
@@ -81,9 +82,15 @@ impl Command {
             .ok_or_else(|| failed(Error::new(ErrorKind::Io, &root.digest, "it would not be attached")))?;
         let own = RegistryReference { tag: None, digest: Some(root.digest.clone()), ..reference.clone() };
         let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
-        let push =
-            Push { registry: Arc::clone(&registry), reference: own, jobs: JOBS, mount_from: Vec::new(), uploads };
-        push.run(&artifact, &moved).await.map_err(failed)?;
+        let push = Push {
+            registry: Arc::clone(&registry),
+            reference: own,
+            jobs: JOBS,
+            mount_from: Vec::new(),
+            uploads,
+            stop: Arc::default(),
+        };
+        until_signal(&push.stop, push.run(&artifact, &moved)).await?.map_err(failed)?;
         list_by_tag(&registry, &subject.digest, &referrer, options.timeout).await.map_err(failed)?;
         let RegistryReference { registry, repository, .. } = &reference;
         match writeln!(io::stdout(), "{}\nattached to {registry}/{repository}@{}", root.digest, subject.digest) {

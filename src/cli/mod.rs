@@ -6,10 +6,12 @@ mod attach;
 mod background;
 mod cache;
 mod common;
+mod copy;
 mod discover;
 mod doctor;
 mod failure;
 mod index;
+mod interrupt;
 mod logging;
 mod login;
 mod ls;
@@ -17,6 +19,7 @@ mod mount;
 mod pack;
 mod prefetch;
 mod progress;
+mod pull;
 mod push;
 mod show;
 
@@ -36,6 +39,8 @@ enum Verb {
     Prefetch(prefetch::Command),
     Pack(pack::Command),
     Push(push::Command),
+    Copy(copy::Command),
+    Pull(pull::Command),
     Attach(attach::Command),
     Discover(discover::Command),
     Cache(cache::Command),
@@ -71,6 +76,8 @@ impl Verb {
             Self::Prefetch(command) => command.run(),
             Self::Pack(command) => command.run(),
             Self::Push(command) => command.run(),
+            Self::Copy(command) => command.run(),
+            Self::Pull(command) => command.run(),
             Self::Attach(command) => command.run(),
             Self::Discover(command) => command.run(),
             Self::Cache(command) => command.run(),

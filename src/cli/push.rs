@@ -8,12 +8,13 @@ use std::time::SystemTime;
 
 use bytesize::ByteSize;
 use clap::Parser;
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::progress;
-use crate::blob::{BlobSource, Layout};
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, LayoutReference, Reference, RegistryReference};
@@ -124,6 +125,9 @@ impl Command {
         let failed = |error: Error| Failure::artifact(&error);
         let (source, reference) = self.source().map_err(failed)?;
         let options = self.common.options()?;
+        if options.verify_key.is_some() {
+            return Err(failed(Error::new(ErrorKind::Usage, "--verify-key", "what is pushed is not checked")));
+        }
         if options.offline {
             return Err(failed(Error::new(ErrorKind::Usage, "--offline", "nothing can be pushed without a network")));
         }
@@ -131,7 +135,7 @@ impl Command {
         let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
         let bar = progress::spinner("reading what is to be pushed");
         let artifact = match source {
-            Source::Layout(layout) => read_layout(layout).await,
+            Source::Layout(layout) => Artifact::in_layout(layout).await,
             Source::Files(files) => {
                 let bar = bar.clone();
                 let moved: Moved = Arc::new(move |bytes| bar.inc(bytes.unsigned_abs()));
@@ -140,22 +144,18 @@ impl Command {
         };
         let artifact = artifact.map_err(failed)?;
         progress::show_bytes(&bar, artifact.bytes());
-        let moved: Moved = {
-            let bar = bar.clone();
-            Arc::new(move |bytes: i64| match u64::try_from(bytes) {
-                Ok(more) => bar.inc(more),
-                Err(_) => bar.dec(bytes.unsigned_abs()),
-            })
-        };
+        let moved = moved_in(&bar);
         let push = Push {
             registry,
             reference: reference.clone(),
             jobs: self.jobs.into(),
             mount_from: self.mount_from.clone(),
             uploads,
+            stop: Arc::default(),
         };
-        let pushed = push.run(&artifact, &moved).await;
+        let pushed = until_signal(&push.stop, push.run(&artifact, &moved)).await;
         bar.finish_and_clear();
+        let pushed = pushed?;
         let summary = Summary::of(&Reference::Registry(reference), pushed.map_err(failed)?);
         match summary.print(self.json) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
@@ -270,6 +270,14 @@ impl Command {
     }
 }
 
+pub fn moved_in(bar: &ProgressBar) -> Moved {
+    let bar = bar.clone();
+    Arc::new(move |bytes: i64| match u64::try_from(bytes) {
+        Ok(more) => bar.inc(more),
+        Err(_) => bar.dec(bytes.unsigned_abs()),
+    })
+}
+
 pub fn registry_reference(text: &str) -> Result<RegistryReference> {
     match text.parse()? {
         Reference::Registry(reference) => Ok(reference),
@@ -330,21 +338,6 @@ fn read_annotations(path: &Path) -> Result<BTreeMap<String, BTreeMap<String, Str
     let read = std::fs::File::open(path).and_then(|file| file.take(LARGEST_ANNOTATIONS).read_to_string(&mut text));
     read.map_err(|error| wrong(&error))?;
     serde_json::from_str(&text).map_err(|error| wrong(&error))
-}
-
-pub async fn read_layout(reference: LayoutReference) -> Result<Artifact> {
-    let name = reference.to_string();
-    let layout = Arc::new(Layout::new(reference));
-    let reading = Arc::clone(&layout);
-    let root = tokio::task::spawn_blocking(move || reading.manifest())
-        .await
-        .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &name, panic)))?;
-    let fetch = async |manifest: &Descriptor| {
-        let bytes = layout.read(manifest, 0..manifest.size).await?;
-        manifest.digest.check(&bytes)?;
-        Ok(bytes)
-    };
-    Artifact::read(root, layout.clone(), &name, fetch).await
 }
 
 impl Summary {

@@ -1,9 +1,15 @@
-//! What verbs want and no kernel asks for: paths, layers by name, and indexes ahead of use.
+//! What verbs want and no kernel asks for: paths, layers by name, indexes ahead of use, manifests, and blobs as they are.
+
+use std::ops::Range;
+
+use bytes::Bytes;
 
 use super::tree::Node;
-use super::{Attributes, Ino, Kind, Mount, Place};
+use super::{Attributes, Ino, Kind, Mount, Place, Resolved};
+use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::Digest;
+use crate::index::LayerIndex;
+use crate::oci::{Descriptor, Digest};
 use crate::registry::TrafficCount;
 
 /// Symbolic links followed for one path (Linux: `MAXSYMLINKS`).
@@ -18,7 +24,69 @@ pub struct Archive {
     pub digest: Digest,
 }
 
+/// What a place in the tree is to those who move blobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// A directory that the manifests make.
+    Directory,
+    /// The layer of this number, whole.
+    Layer(usize),
+    /// The config of this manifest.
+    Config(usize),
+    /// Something in the layer of this number.
+    Member(usize),
+}
+
 impl Mount {
+    /// Those of an index, or one; that of the reference first.
+    pub fn manifests(&self) -> &[Resolved] {
+        &self.manifests
+    }
+
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    pub fn blob_of_layer(&self, number: usize) -> Result<&Descriptor> {
+        Ok(&self.layer(number)?.descriptor)
+    }
+
+    /// Below the root of the mount; one that stands twice in a manifest has a place once.
+    pub fn path_of_layer(&self, number: usize) -> Option<String> {
+        self.tree.path_of_layer(number)
+    }
+
+    pub fn holds(&self, ino: Ino) -> Result<Holds> {
+        Ok(match self.place(ino)? {
+            Place::Entry { layer, entry: LayerIndex::ROOT } => Holds::Layer(layer),
+            Place::Entry { layer, .. } => Holds::Member(layer),
+            Place::Oci(_) => {
+                let error = Error::new(ErrorKind::Unsupported, ".oci", "it is not taken from there");
+                return Err(error.hint("name the layers as the mount shows them"));
+            }
+            Place::Node(id) => match self.tree.node(id) {
+                Some(Node::Layer(number) | Node::LayerFile(number)) => Holds::Layer(number),
+                Some(Node::Config(number)) => Holds::Config(number),
+                _ => Holds::Directory,
+            },
+        })
+    }
+
+    /// Bytes of a blob as it is, through the chunk cache. Takes as long as the registry takes.
+    pub async fn read_blob(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
+        self.sources.chunks.read(blob, range).await
+    }
+
+    /// Bytes of a range of a blob that are in the cache folder. Blocks on the disk.
+    pub fn cached_bytes(&self, blob: &Descriptor, range: &Range<u64>) -> u64 {
+        self.sources.chunks.cached_bytes(blob, range)
+    }
+
+    /// Some of what is kept of a blob has proven wrong: it is fetched again when it is wanted again.
+    pub fn drop_wrong(&self, blob: &Descriptor) {
+        self.sources.chunks.drop_wrong(blob);
+    }
+
     /// What a path below the root names. Symbolic links on the way are followed within the dataset, the last is not.
     pub async fn resolve(&self, path: &[u8]) -> Result<Attributes> {
         let failed = |cause: &str| Error::new(ErrorKind::NotFound, String::from_utf8_lossy(path), cause);

@@ -1,5 +1,7 @@
 //! From what a reference names to its manifests: one, or the many of an index, each with its folder.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
@@ -46,12 +48,14 @@ pub struct Resolved {
     pub folder: Parts,
     /// With the annotations of the manifest itself, too.
     pub descriptor: Descriptor,
-    /// The manifest as it is; empty for one that could not be had.
-    pub bytes: Bytes,
     pub artifact_type: Option<String>,
     pub platform: Option<Platform>,
     /// Without layers for an index, and for one that could not be had.
     pub manifest: Manifest,
+    /// As it was fetched; empty for one that could not be had.
+    pub bytes: Bytes,
+    /// Numbers of its layers in the mount.
+    pub layers: Range<usize>,
     pub config: Bytes,
     /// Why nothing can be shown.
     pub error: Option<Error>,
@@ -81,16 +85,17 @@ pub async fn expand(
     let (digest, bytes) = root;
     let size = bytes.len() as u64;
     let descriptor = Descriptor { digest, size, media_type: String::new(), annotations: Default::default() };
-    let mut level = vec![(Wanted { folder: Parts::new(), listed: Listed { descriptor, platform: None } }, Ok(bytes))];
+    let mut level =
+        vec![(Wanted { folder: Parts::new(), listed: Listed { descriptor, platform: None } }, Ok::<_, Error>(bytes))];
     let mut parts: Vec<Resolved> = Vec::new();
     let (mut depth, mut total) = (0, 0u64);
     while !level.is_empty() {
         let mut wanted = Vec::new();
         for (Wanted { folder, listed }, bytes) in level {
             let object = if depth == 0 { reference } else { listed.descriptor.digest.as_str() };
-            match bytes.and_then(|bytes| Document::parse(&bytes, object).map(|document| (document, bytes))) {
+            match bytes.and_then(|bytes| Ok((Document::parse(&bytes, object)?, bytes))) {
                 Ok((Document::Manifest(manifest), bytes)) => {
-                    parts.push(Resolved::of(folder, listed, bytes, manifest));
+                    parts.push(Resolved::of(folder, listed, manifest, bytes));
                 }
                 Ok((Document::Index(index), bytes)) => match platform {
                     Some(platform) => wanted.push(Wanted { folder, listed: pick(index, platform, object)? }),
@@ -98,12 +103,12 @@ pub async fn expand(
                         let Index { media_type, artifact_type, manifests, annotations } = index;
                         wanted.extend(shown(manifests, &folder));
                         let manifest = Manifest { media_type, artifact_type, annotations, ..Manifest::default() };
-                        parts.push(Resolved::of(folder, listed, bytes, manifest));
+                        parts.push(Resolved::of(folder, listed, manifest, bytes));
                     }
                 },
                 Err(error) if depth == 0 || error.is_of_the_network() => return Err(error),
                 Err(error) => {
-                    let part = Resolved::of(folder, listed, Bytes::new(), Manifest::default());
+                    let part = Resolved::of(folder, listed, Manifest::default(), Bytes::new());
                     parts.push(Resolved { error: Some(error), ..part });
                 }
             }
@@ -137,7 +142,7 @@ pub async fn expand(
 }
 
 impl Resolved {
-    fn of(folder: Parts, listed: Listed, bytes: Bytes, manifest: Manifest) -> Self {
+    fn of(folder: Parts, listed: Listed, manifest: Manifest, bytes: Bytes) -> Self {
         let Listed { mut descriptor, platform } = listed;
         if !manifest.media_type.is_empty() {
             descriptor.media_type.clone_from(&manifest.media_type);
@@ -146,7 +151,8 @@ impl Resolved {
             descriptor.annotations.entry(key.clone()).or_insert_with(|| value.clone());
         }
         let artifact_type = manifest.artifact_type.clone();
-        Self { folder, descriptor, bytes, artifact_type, platform, manifest, config: Bytes::new(), error: None }
+        let (config, layers) = (Bytes::new(), 0..0);
+        Self { folder, descriptor, artifact_type, platform, manifest, bytes, layers, config, error: None }
     }
 
     pub fn warn(&self) {

@@ -35,15 +35,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex};
 use crate::oci::{Digest, Platform, PublicKey};
 use crate::registry::{Access, Traffic};
-pub use ahead::Archive;
+pub use ahead::{Archive, Holds};
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
-use manifests::Resolved;
+pub use manifests::Resolved;
 use oci_view::OciView;
 pub use prefetch::{Fetched, Plan};
 pub use repository::Repository;
-pub use select::{Failed, Selection};
+pub use select::{Failed, Found, Selection};
 use tree::{Node, NodeId, Tree};
 
 /// Inode number: computed from layer and entry, so that no table is needed. 1 is the root.

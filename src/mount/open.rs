@@ -95,11 +95,15 @@ impl Mount {
             unpacks: true,
             passes: Semaphore::new(PASSES),
         });
-        let counts: Vec<usize> = parts.iter().map(|part| part.manifest.layers.len()).collect();
+        let mut first = 0;
+        for part in &mut parts {
+            part.layers = first..first + part.manifest.layers.len();
+            first = part.layers.end;
+        }
         let layers = parts.iter_mut().flat_map(|part| std::mem::take(&mut part.manifest.layers)).collect();
         let deadline = if reachable { deadline } else { deadline.min(Instant::now() + GLANCE) };
         let layers = with_shapes(layers, &sources, deadline).await;
-        let tree = build_tree(&parts, &layers, &counts);
+        let tree = build_tree(&parts, &layers);
         let mut layer_nodes = vec![None; layers.len()];
         let walk: Vec<usize> = tree.layers().iter().map(|(number, _)| *number).collect();
         let in_order = walk.iter().filter_map(|number| layers.get(*number)).map(|(layer, _)| layer.clone());
@@ -201,12 +205,10 @@ async fn shape_of_content(layer: &Descriptor, sources: &Arc<Sources>) -> Result<
     }
 }
 
-/// `counts`: how many of the layers are each manifest's.
-fn build_tree(parts: &[Resolved], layers: &[(Descriptor, Shape)], counts: &[usize]) -> Tree {
+fn build_tree(parts: &[Resolved], layers: &[(Descriptor, Shape)]) -> Tree {
     let mut nodes: Vec<(Parts, Node)> = Vec::new();
-    let mut first = 0;
-    for (number, (part, count)) in parts.iter().zip(counts).enumerate() {
-        let own = layers.get(first..).and_then(|rest| rest.get(..*count)).unwrap_or_default();
+    for (number, part) in parts.iter().enumerate() {
+        let own = layers.get(part.layers.clone()).unwrap_or_default();
         let below = |place: Parts| part.folder.iter().cloned().chain(place).collect();
         nodes.push((part.folder.clone(), Node::Manifest(number)));
         let all_titled = own.iter().all(|(layer, _)| layer.title().is_some());
@@ -217,7 +219,7 @@ fn build_tree(parts: &[Resolved], layers: &[(Descriptor, Shape)], counts: &[usiz
         }
         let config = vec!["config.json".to_owned()];
         let taken = places.iter().flatten().any(|place| place.first() == config.first());
-        for (place, (layer, (_, shape))) in places.into_iter().zip((first..).zip(own)) {
+        for (place, (layer, (_, shape))) in places.into_iter().zip(part.layers.clone().zip(own)) {
             let node = match shape {
                 Shape::Directory => Node::Layer(layer),
                 Shape::File => Node::LayerFile(layer),
@@ -227,7 +229,6 @@ fn build_tree(parts: &[Resolved], layers: &[(Descriptor, Shape)], counts: &[usiz
         if part.manifest.config.is_some() && !taken {
             nodes.push((below(config), Node::Config(number)));
         }
-        first += count;
     }
     Tree::new(nodes)
 }

@@ -32,6 +32,15 @@ pub struct Failed {
     pub error: Error,
 }
 
+/// Something in the tree of a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Below the root, without a slash before it.
+    pub path: Vec<u8>,
+    pub ino: Ino,
+    pub kind: Kind,
+}
+
 /// A path with wildcards, part by part: so that a walk need not go where nothing can be.
 struct Pattern(Vec<Part>);
 
@@ -128,32 +137,62 @@ impl Mount {
     }
 
     async fn take_matches(&self, text: &str, selection: &mut Selection) -> Result<()> {
+        for found in self.matches(text, &mut selection.failed).await? {
+            if found.kind != Kind::Symlink {
+                self.take(found.ino, &String::from_utf8_lossy(&found.path), selection).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a path, the digest of a layer or a glob over paths names: at least one place. What cannot be looked into on
+    /// the way is noted.
+    pub async fn find(&self, wanted: &[u8], failed: &mut Vec<Failed>) -> Result<Vec<Found>> {
+        let missing = match self.resolve(wanted).await {
+            Ok(found) => {
+                let path = wanted.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+                let path = path.collect::<Vec<_>>().join(&b'/');
+                return Ok(vec![Found { path, ino: found.ino, kind: found.kind }]);
+            }
+            Err(error) if error.kind == ErrorKind::NotFound => error,
+            Err(error) => return Err(error),
+        };
+        match std::str::from_utf8(wanted) {
+            Ok(text) if text.contains(['*', '?', '[', '{']) => self.matches(text, failed).await,
+            _ => Err(missing),
+        }
+    }
+
+    async fn matches(&self, text: &str, failed: &mut Vec<Failed>) -> Result<Vec<Found>> {
         let pattern = Pattern::parse(text)?;
-        let mut waiting = vec![(Ino::ROOT, String::new(), pattern.start())];
-        let mut found = false;
-        while let Some((directory, path, positions)) = waiting.pop() {
+        let root = Found { path: Vec::new(), ino: Ino::ROOT, kind: Kind::Directory };
+        let mut waiting = vec![(root, pattern.start())];
+        let (mut found, mut broken) = (Vec::new(), false);
+        while let Some((place, positions)) = waiting.pop() {
             if pattern.is_match(&positions) {
-                found = true;
-                self.take(directory, &path, selection).await;
+                found.push(place);
                 continue;
             }
-            let children = match self.children(directory).await {
+            let children = match self.children(place.ino).await {
                 Ok(children) => children,
                 Err(error) => {
-                    found = true;
-                    selection.fail(&path, error);
+                    broken = true;
+                    failed.push(Failed { path: String::from_utf8_lossy(&place.path).into_owned(), error });
                     continue;
                 }
             };
-            for (name, ino, kind) in children {
+            for (name, ino, kind) in children.into_iter().rev() {
                 let positions = pattern.enter(&positions, &name);
-                let is_match = pattern.is_match(&positions) && kind != Kind::Symlink;
-                if is_match || (kind == Kind::Directory && !positions.is_empty()) {
-                    waiting.push((ino, joined(&path, &name), positions));
+                if pattern.is_match(&positions) || (kind == Kind::Directory && !positions.is_empty()) {
+                    let path = if place.path.is_empty() { name } else { [&place.path, &b"/"[..], &name].concat() };
+                    waiting.push((Found { path, ino, kind }, positions));
                 }
             }
         }
-        if found { Ok(()) } else { Err(Error::new(ErrorKind::NotFound, text, "nothing in the dataset matches")) }
+        match found.is_empty() && !broken {
+            true => Err(Error::new(ErrorKind::NotFound, text, "nothing in the dataset matches")),
+            false => Ok(found),
+        }
     }
 
     /// A file, or a directory with all that is below.
@@ -190,7 +229,8 @@ impl Mount {
         contents.and_then(|contents| contents.index.entry(entry)).is_some_and(|entry| entry.kind == Kind::File)
     }
 
-    async fn children(&self, directory: Ino) -> Result<Vec<(Vec<u8>, Ino, Kind)>> {
+    /// Names, inodes and kinds, sorted, however long indexing takes.
+    pub async fn children(&self, directory: Ino) -> Result<Vec<(Vec<u8>, Ino, Kind)>> {
         self.indexed(directory).await?;
         let mut children = Vec::new();
         self.list(directory, 2, |listed| {

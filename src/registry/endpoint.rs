@@ -99,7 +99,7 @@ impl Endpoint {
             .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
         let is_home = |url: &Url| url.origin() == self.base.origin();
         let sends_login = is_home(&url);
-        let request = Request { method, url, headers, body, object };
+        let request = Request { method, url, headers, body, stays: false, object };
         let mut authorization = self.auth.authorization(scope).await?;
         loop {
             let header = authorization.header.as_ref().filter(|_| sends_login);

@@ -24,6 +24,8 @@ pub(super) struct Place {
     pub repository: String,
     /// `None`: plain HTTP for loopback addresses alone.
     pub plain_http: Option<bool>,
+    /// Its certificate is not checked.
+    pub insecure: bool,
     /// What it may be asked for.
     pub by_tag: bool,
     pub by_digest: bool,
@@ -39,7 +41,7 @@ impl Place {
     /// The registry itself, without a repository.
     pub fn registry(name: &str) -> Self {
         let (registry, repository) = (name.to_owned(), String::new());
-        Self { registry, repository, plain_http: None, by_tag: true, by_digest: true }
+        Self { registry, repository, plain_http: None, insecure: false, by_tag: true, by_digest: true }
     }
 
     /// As a reference would name it.
@@ -67,6 +69,14 @@ impl Place {
             .map_err(|error| Error::new(ErrorKind::Usage, self, format!("not an address: {error}")))
     }
 
+    /// What registries.conf calls insecure: any certificate will do, and plain HTTP where there is no TLS.
+    fn or_insecure(self, insecure: bool) -> Vec<Self> {
+        if !insecure || self.plain_http.is_some() {
+            return vec![self];
+        }
+        vec![Self { plain_http: Some(false), insecure: true, ..self.clone() }, Self { plain_http: Some(true), ..self }]
+    }
+
     /// `host[:port][/namespace…]` with the rest of the repository's name behind it.
     fn at(location: &str, rest: &str, plain_http: Option<bool>) -> Result<Self> {
         let whole = format!("{location}{rest}");
@@ -75,7 +85,7 @@ impl Place {
                 Error::new(ErrorKind::Usage, location, "not a location of a registry").hint("write HOST[:PORT][/PATH]")
             })?;
         let (registry, repository) = (registry.to_owned(), repository.to_owned());
-        Ok(Self { registry, repository, plain_http, by_tag: true, by_digest: true })
+        Ok(Self { registry, repository, plain_http, insecure: false, by_tag: true, by_digest: true })
     }
 }
 
@@ -121,21 +131,21 @@ fn resolve(
         return Err(Error::new(ErrorKind::Denied, reference, cause).hint("remove `blocked` there if it is wrong"));
     }
     let rest = name.get(matched..).unwrap_or_default();
-    let insecure = |insecure: bool| insecure.then_some(true);
     for mirror in &table.mirror {
         let pull = match mirror.pull_from_mirror.as_deref() {
             _ if table.mirror_by_digest_only => "digest-only",
             None => "all",
             Some(pull) => pull,
         };
-        let place = Place::at(&mirror.location, rest, insecure(mirror.insecure))?;
-        places.push(Place { by_tag: pull != "digest-only", by_digest: pull != "tag-only", ..place });
+        let place = Place::at(&mirror.location, rest, None)?;
+        let place = Place { by_tag: pull != "digest-only", by_digest: pull != "tag-only", ..place };
+        places.extend(place.or_insecure(mirror.insecure));
     }
     let place = match table.location.as_deref().filter(|location| !location.is_empty()) {
-        Some(location) => Place::at(location, rest, plain.or(insecure(table.insecure)))?,
-        None => Place::at(&name, "", plain.or(insecure(table.insecure)))?,
+        Some(location) => Place::at(location, rest, plain)?,
+        None => Place::at(&name, "", plain)?,
     };
-    places.push(place);
+    places.extend(place.or_insecure(table.insecure));
     Ok(places)
 }
 
@@ -303,6 +313,7 @@ mod tests {
             of("ign/pastis:1"),
             [
                 ("https://mirror.example/v2/hub/ign/pastis/".into(), true, true),
+                ("https://localhost:5001/v2/ign/pastis/".into(), false, true),
                 ("http://localhost:5001/v2/ign/pastis/".into(), false, true),
                 ("https://registry-1.docker.io/v2/ign/pastis/".into(), true, true),
             ]
@@ -319,6 +330,7 @@ mod tests {
             of("plain.example:5000/a/b"),
             [
                 ("https://m.example/v2/a/b/".into(), false, true),
+                ("https://plain.example:5000/v2/a/b/".into(), true, true),
                 ("http://plain.example:5000/v2/a/b/".into(), true, true)
             ]
         );

@@ -120,10 +120,13 @@ pub fn config(files: Files, insecure: bool) -> Result<ClientConfig> {
         .map_err(broken)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    match files.client {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(broken),
-        None => Ok(builder.with_no_client_auth()),
-    }
+    let mut config = match files.client {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(broken)?,
+        None => builder.with_no_client_auth(),
+    };
+    // A server of HTTP/2 alone says so then.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// The system's authorities and the user's. The system's are some hundred files: read only when a server is there to be
@@ -223,6 +226,9 @@ pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static s
             | AlertDescription::BadCertificate
             | AlertDescription::HandshakeFailure,
         ) => (format!("the server ends TLS: {error}"), "it may want a client certificate: --cert-file and --key-file"),
+        rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+            ("the server speaks HTTP/2 alone".to_owned(), "ask its operator for HTTP/1.1")
+        }
         rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) | rustls::Error::InvalidMessage(_) => {
             (format!("TLS does not come about: {error}"), "tell the registry's operator")
         }

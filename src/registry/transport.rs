@@ -43,16 +43,17 @@ impl Transport {
     pub fn new(place: &Place, options: &RegistryOptions) -> Result<Self> {
         let files = tls::Files::of(&place.registry, &options.access)?;
         let loopback = place.is_loopback();
-        if options.access.insecure {
+        let insecure = options.access.insecure || place.insecure;
+        if insecure {
             tracing::warn!(
-                "{}: its certificate is not checked (--insecure): anybody may answer in its place",
+                "{}: its certificate is not checked (insecure): anybody may answer in its place",
                 place.registry
             );
         }
         Ok(Self {
             // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
-            plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !options.access.insecure),
-            tls: tls::config(files, options.access.insecure)?,
+            plain_http: place.plain_http.unwrap_or(loopback && !files.is_any() && !insecure),
+            tls: tls::config(files, insecure)?,
             loopback,
             timeout: options.timeout,
             connections: options.connections,

@@ -27,13 +27,15 @@ pub(super) struct Request<'a> {
     pub url: Url,
     pub headers: HeaderMap,
     pub body: Option<MakeBody<'a>>,
+    /// It carries a login: a redirect to another scheme, host or port is not followed.
+    pub stays: bool,
     /// What an error is about.
     pub object: &'a str,
 }
 
 impl<'a> Request<'a> {
     pub fn get(url: Url, headers: HeaderMap, object: &'a str) -> Self {
-        Self { method: Method::GET, url, headers, body: None, object }
+        Self { method: Method::GET, url, headers, body: None, stays: false, object }
     }
 }
 
@@ -81,16 +83,15 @@ impl Web {
                 cause: format!("{} ({})", error.cause, error.object),
                 ..error
             })?;
+            if request.stays && next.origin() != url.origin() {
+                return Ok((answer, url));
+            }
             if answer.content_length().is_some_and(|length| length <= REDIRECT_BODY) {
                 // What comes of it does not matter.
                 let _ = body_up_to(answer, REDIRECT_BODY, request.object, &self.traffic).await;
             }
             tracing::debug!("{}: redirected to {}", request.object, shown(&next));
             if next.origin() != url.origin() {
-                if request.body.is_some() {
-                    let cause = format!("what is sent is redirected from {} to {}", shown(&url), shown(&next));
-                    return Err(Error::new(ErrorKind::Protocol, request.object, cause).hint("log in there").into());
-                }
                 authorization = None;
             }
             url = next;

@@ -83,12 +83,16 @@ impl LayoutWriter {
     }
 
     pub fn put(&self, bytes: &[u8]) -> Result<Blob> {
-        let digest = Digest::sha256_of(bytes);
-        let size = bytes.len() as u64;
+        self.put_as(&Digest::sha256_of(bytes), bytes)
+    }
+
+    /// The bytes have this digest, of whatever algorithm.
+    pub fn put_as(&self, digest: &Digest, bytes: &[u8]) -> Result<Blob> {
+        let (digest, size) = (digest.clone(), bytes.len() as u64);
         if self.has(&digest, size) {
             return Ok(Blob { digest, size, existed: true });
         }
-        let mut blob = self.new_blob()?;
+        let mut blob = self.writer(digest.hasher())?;
         blob.write_all(bytes).map_err(|error| self.failed(&error))?;
         blob.finish()
     }

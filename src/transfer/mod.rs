@@ -2,9 +2,12 @@
 //! Called by `cli`; uses `mount` and all layers below.
 
 mod attach;
+pub mod copy;
 mod discover;
+mod folder;
 mod layout_writer;
 pub mod pack;
+pub mod pull;
 pub mod push;
 
 pub use attach::list_by_tag;

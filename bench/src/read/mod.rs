@@ -13,7 +13,7 @@ mod stat;
 use crate::harness::Bench;
 
 /// In the order of the table.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 16] = [
     "patch-cat-l1",
     "patch-cat-l2",
     "patch-cat-l3",
@@ -29,6 +29,7 @@ pub const KEYS: [&str; 15] = [
     "stat-ls",
     "kill",
     "soak",
+    "soak-breaking",
 ];
 
 /// `seconds`: how long the soak takes.

@@ -25,7 +25,12 @@ const MEMORY: f64 = (320_u64 << 20) as f64;
 const LARGEST: usize = 1 << 20;
 
 pub fn run(bench: &mut Bench, seconds: u64) {
-    if !bench.wants(&["soak"]) {
+    soak(bench, "soak", Line::Loopback, seconds);
+    soak(bench, "soak-breaking", Line::Breaking, seconds);
+}
+
+fn soak(bench: &mut Bench, key: &'static str, line: Line, seconds: u64) {
+    if !bench.wants(&[key]) {
         return;
     }
     let registry = ScriptedRegistry::start();
@@ -38,14 +43,15 @@ pub fn run(bench: &mut Bench, seconds: u64) {
         artifact = artifact.layer_of(Some(&format!("{number}.tar")), descriptor);
     }
     artifact.push(&registry, "soak", "full");
-    let link = Line::Loopback.to(registry.address());
+    let link = line.to(registry.address());
     let case = Case::new(
-        "soak",
+        key,
         "Sixteen readers for a while",
         format!(
             "{seconds} s of readers in order, backward, of every eighth piece and anywhere, half of them with `O_DIRECT`, on a cache \
-             of 1 GiB, of 8 layers of 1 GB; every byte compared. Loopback, scripted registry, which makes the bytes when they are \
-             asked for. Memory and cache folder are looked at each half second; the first fifth of the time does not count."
+             of 1 GiB, of 8 layers of 1 GB; every byte compared. {}, scripted registry, which makes the bytes when they are \
+             asked for. Memory and cache folder are looked at each half second; the first fifth of the time does not count.",
+            line.says()
         ),
     );
     let samples = std::cell::RefCell::new(Vec::new());

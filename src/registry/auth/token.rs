@@ -58,7 +58,8 @@ impl Auth {
                 let form = encoded.query().unwrap_or_default().to_owned();
                 let body = || reqwest::Body::from(form.clone());
                 let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(FORM))]);
-                let request = Request { method: Method::POST, url, headers, body: Some(&body), object: &object };
+                let (method, object) = (Method::POST, object.as_str());
+                let request = Request { method, url, headers, body: Some(&body), stays: true, object };
                 self.web.send(&request, None).await?
             }
             other => {
@@ -74,7 +75,8 @@ impl Auth {
                     }
                     _ => None,
                 };
-                self.web.send(&Request::get(url, HeaderMap::new(), &object), authorization.as_ref()).await?
+                let request = Request { stays: true, ..Request::get(url, HeaderMap::new(), &object) };
+                self.web.send(&request, authorization.as_ref()).await?
             }
         };
         let status = answer.status();

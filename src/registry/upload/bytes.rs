@@ -13,7 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Hasher};
 
 /// Bytes that are read at once.
-const PIECE: u64 = 256 << 10;
+const PIECE: u64 = 1 << 20;
+/// So many of them: a registry as the source has a round trip for each.
+const AT_ONCE: usize = 4;
 
 pub(super) struct Bytes {
     blob: Descriptor,
@@ -74,8 +76,8 @@ impl Bytes {
             let (bytes, piece) = (Arc::clone(&reading), start..start.saturating_add(PIECE).min(range.end));
             async move { (piece.clone(), bytes.source.read(&bytes.blob, piece).await) }
         });
-        // Two are read at once, but sent and hashed one after the other.
-        Body::wrap_stream(pieces.buffered(2).map(move |(piece, read)| sending.pass(piece, read)))
+        // Read at once, but sent and hashed one after the other.
+        Body::wrap_stream(pieces.buffered(AT_ONCE).map(move |(piece, read)| sending.pass(piece, read)))
     }
 
     fn pass(&self, piece: Range<u64>, read: Result<bytes::Bytes>) -> Result<bytes::Bytes> {
@@ -97,7 +99,7 @@ impl Bytes {
             if start >= end {
                 return Ok(());
             }
-            let range = start..start.saturating_add(4 * PIECE).min(end);
+            let range = start..start.saturating_add(PIECE).min(end);
             let piece = self.source.read(&self.blob, range).await?;
             self.hashed().take(start, &piece);
         }

@@ -6,6 +6,7 @@ mod bytes;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
@@ -59,20 +60,22 @@ struct Upload<'a> {
     bytes: Arc<Bytes>,
     kept: Option<Arc<KeptUpload>>,
     chunk: u64,
+    stop: &'a AtomicBool,
 }
 
 impl Registry {
     /// Sends a blob, and checks its digest while it is read. `kept`: where the upload is written down, so that the next
-    /// process goes on with it.
+    /// process goes on with it. `stop`: to end behind the chunk that is on its way.
     pub async fn upload(
         &self,
         blob: &Descriptor,
         source: &Arc<dyn BlobSource>,
         kept: Option<KeptUpload>,
+        stop: &AtomicBool,
         progress: &Progress,
     ) -> Result<()> {
         let bytes = Arc::new(Bytes::new(blob, source, progress));
-        let mut upload = Upload { registry: self, blob, bytes, kept: kept.map(Arc::new), chunk: CHUNK };
+        let mut upload = Upload { registry: self, blob, bytes, kept: kept.map(Arc::new), chunk: CHUNK, stop };
         upload.send().await.map_err(|error| self.explained(error))
     }
 }
@@ -171,6 +174,10 @@ impl Upload<'_> {
         self.keep(Some(&session)).await;
         let mut retry: Option<Retry> = None;
         while session.offset < self.blob.size {
+            if self.stop.load(Ordering::Relaxed) {
+                let error = Error::new(ErrorKind::Io, self.object(), "interrupted");
+                return Err(Ended::Final(error.hint("push again: it goes on from here")));
+            }
             let end = session.offset.saturating_add(self.chunk).min(self.blob.size);
             let failure = match self.patch(&session, end).await {
                 Ok(next) if next.offset > session.offset => {

@@ -1,15 +1,19 @@
 //! All that belongs to what a reference names: manifests as they are, byte for byte, and their blobs.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use super::unique;
-use crate::blob::{BlobSource, Described};
+use crate::blob::{BlobSource, Described, Layout};
+use crate::cache::DiskCache;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST};
+use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference};
+use crate::registry::Registry;
 
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -28,6 +32,26 @@ const MOST_BYTES: u64 = 256 << 20;
 const DEEPEST: usize = 8;
 /// Manifests read at once.
 const AT_ONCE: usize = 16;
+
+/// A registry, but for what the cache has.
+struct Kept {
+    disk: Arc<DiskCache>,
+    registry: Arc<Registry>,
+}
+
+impl BlobSource for Kept {
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+        async move {
+            let (disk, wanted, part) = (Arc::clone(&self.disk), blob.clone(), range.clone());
+            let kept = tokio::task::spawn_blocking(move || disk.existing(&wanted)?.read(part)).await.ok().flatten();
+            match kept {
+                Some(bytes) => Ok(bytes),
+                None => self.registry.read(blob, range).await,
+            }
+        }
+        .boxed()
+    }
+}
 
 pub struct Artifact {
     /// The first has one, which the reference names; each has what the one before lists.
@@ -50,6 +74,33 @@ impl Artifact {
     /// One manifest with its blobs.
     pub fn of(root: Stored, blobs: impl IntoIterator<Item = Descriptor>, source: Arc<dyn BlobSource>) -> Self {
         Self { levels: vec![vec![root.clone()]], blobs: unique(blobs), source, root }
+    }
+
+    pub async fn in_layout(reference: LayoutReference) -> Result<Self> {
+        let name = reference.to_string();
+        let layout = Arc::new(Layout::new(reference));
+        let reading = Arc::clone(&layout);
+        let root = tokio::task::spawn_blocking(move || reading.manifest())
+            .await
+            .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &name, panic)))?;
+        let fetch = async |manifest: &Descriptor| {
+            let bytes = layout.read(manifest, 0..manifest.size).await?;
+            manifest.digest.check(&bytes)?;
+            Ok(bytes)
+        };
+        Self::read(root, layout.clone(), &name, fetch).await
+    }
+
+    /// `disk`: blobs are taken from there as far as they are.
+    pub async fn in_registry(registry: Arc<Registry>, name: &str, disk: Option<DiskCache>) -> Result<Self> {
+        let root = registry.manifest().await?;
+        let fetch = async |manifest: &Descriptor| registry.manifest_by_digest(&manifest.digest).await;
+        let source: Arc<dyn BlobSource> = match disk {
+            // Nothing is put there: what is copied is not what somebody reads next.
+            Some(disk) => Arc::new(Kept { disk: Arc::new(disk), registry: registry.clone() }),
+            None => registry.clone(),
+        };
+        Self::read(root, source, name, fetch).await
     }
 
     /// What `root` names, and all that it lists. `fetch` gives a manifest, checked; `source` blobs.

@@ -5,7 +5,7 @@ mod files;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -27,6 +27,8 @@ pub struct Push {
     pub mount_from: Vec<String>,
     /// Where unfinished uploads are written down; `None`: nowhere.
     pub uploads: Option<Arc<Uploads>>,
+    /// Whether to begin nothing more.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// What was done for a blob.
@@ -92,6 +94,11 @@ impl Push {
     }
 
     async fn bring(&self, artifact: &Artifact, blob: &Descriptor, progress: &Progress) -> Result<State> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(
+                Error::new(ErrorKind::Io, &self.reference, "interrupted").hint("push again: it goes on from here")
+            );
+        }
         if self.registry.blob_exists(&blob.digest).await? {
             return Ok(State::Exists);
         }
@@ -107,7 +114,7 @@ impl Push {
                 tokio::task::spawn_blocking(move || uploads.of(&reference, &digest)).await.ok().flatten()
             }
         };
-        self.registry.upload(blob, &artifact.source, kept, progress).await?;
+        self.registry.upload(blob, &artifact.source, kept, &self.stop, progress).await?;
         Ok(State::Sent)
     }
 }

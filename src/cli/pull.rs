@@ -1,0 +1,196 @@
+//! `eo-mount pull REFERENCE [PATH|LAYER|GLOB]… -o DIR`: layers and files of a dataset as files of this machine.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::Parser;
+use serde::Serialize;
+
+use super::common::Common;
+use super::failure::Failure;
+use super::progress;
+use crate::error::{Error, ErrorKind};
+use crate::mount::{Failed, Mount};
+use crate::transfer::pull::{self, Item, There};
+
+const EXAMPLES: &str = "\
+Examples:
+  eo-mount pull ghcr.io/org/pastis:v1 -o pastis                   all layers, under their titles
+  eo-mount pull ghcr.io/org/pastis:v1 10000.tar '1001?' -o pastis    some of them
+  eo-mount pull ghcr.io/org/pastis:v1 --dry-run                   how much would have to be fetched";
+
+/// Fetch a dataset, or a part of it, into a folder. Each layer is checked against its digest before it gets its name.
+/// Called again after an interruption, it goes on where it was.
+#[derive(Debug, Parser)]
+#[command(after_help = EXAMPLES)]
+pub struct Command {
+    /// As for a mount
+    reference: String,
+
+    /// Titles or digests of layers, paths as a mount shows them, or globs over paths [default: all]
+    #[arg(value_name = "PATH|LAYER|GLOB")]
+    paths: Vec<OsString>,
+
+    /// Where to
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    output: PathBuf,
+
+    /// Do not replace files that are there: treat those that differ as errors
+    #[arg(short, long)]
+    keep_old_files: bool,
+
+    /// Let titles lead out of the output folder
+    #[arg(short = 'T', long)]
+    allow_path_traversal: bool,
+
+    /// Fetch manifests and no layers, and tell what would be fetched
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    reference: String,
+    /// Of the manifest.
+    digest: String,
+    layers: Vec<LayerJson>,
+    /// Bytes of all these layers.
+    bytes: u64,
+    /// Of them, in the output folder before.
+    in_folder: u64,
+    /// Of the others, in the cache folder before.
+    in_cache: u64,
+    /// What is left: to be fetched.
+    missing: u64,
+    dry_run: bool,
+    failed: Vec<FailedJson>,
+}
+
+#[derive(Serialize)]
+struct LayerJson {
+    path: String,
+    digest: String,
+    size: u64,
+    in_folder: u64,
+    in_cache: u64,
+}
+
+#[derive(Serialize)]
+struct FailedJson {
+    path: String,
+    error: String,
+}
+
+impl Command {
+    pub fn run(self) -> Result<(), Failure> {
+        self.common.run(self.pull())
+    }
+
+    async fn pull(&self) -> Result<(), Failure> {
+        let failed = |error: Error| Failure::artifact(&error);
+        let mut options = self.common.options()?;
+        // Each layer is checked where it is written, however little the cache folder holds.
+        options.verify_blobs = false;
+        let mount = Mount::open(&self.reference, options).await.map_err(failed)?;
+        let bar = progress::spinner("looking what is there");
+        let wanted: Vec<Vec<u8>> = self.paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+        let chosen = pull::choose(&mount, &wanted).await.map_err(failed)?;
+        let pulling = pull::Options {
+            output: self.output.clone(),
+            allow_path_traversal: self.allow_path_traversal,
+            keep_old_files: self.keep_old_files,
+        };
+        let layers: Vec<usize> = chosen.layers.iter().copied().collect();
+        let items = pull::items(&mount, &layers, &pulling).map_err(failed)?;
+        let there: Vec<There> =
+            tokio::task::block_in_place(|| items.iter().map(|item| item.look(&mount, &pulling)).collect());
+        let mut summary = self.summary(&mount, &items, &there);
+        let mut failures = chosen.failed;
+        if !self.dry_run {
+            progress::show_bytes(&bar, summary.bytes);
+            let pulled = pull::pull(&mount, &items, &pulling, &|bytes| bar.inc(bytes)).await;
+            failures.extend(pulled.map_err(failed)?);
+        }
+        bar.finish_and_clear();
+        self.report(summary_with(&mut summary, failures))
+    }
+
+    fn summary(&self, mount: &Mount, items: &[Item], there: &[There]) -> Summary {
+        let layer = |(item, there): (&Item, &There)| LayerJson {
+            path: item.path.display().to_string(),
+            digest: item.blob.digest.to_string(),
+            size: item.blob.size,
+            in_folder: there.in_folder,
+            in_cache: there.in_cache,
+        };
+        let layers: Vec<LayerJson> = items.iter().zip(there).map(layer).collect();
+        let sum = |of: fn(&LayerJson) -> u64| layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(of(layer)));
+        let (bytes, in_folder, in_cache) =
+            (sum(|layer| layer.size), sum(|layer| layer.in_folder), sum(|layer| layer.in_cache));
+        Summary {
+            reference: self.reference.clone(),
+            digest: mount.manifests().first().map(|part| part.descriptor.digest.to_string()).unwrap_or_default(),
+            layers,
+            bytes,
+            in_folder,
+            in_cache,
+            missing: bytes.saturating_sub(in_folder).saturating_sub(in_cache),
+            dry_run: self.dry_run,
+            failed: Vec::new(),
+        }
+    }
+
+    fn report(&self, summary: &Summary) -> Result<(), Failure> {
+        match self.print(summary) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
+            _ if summary.failed.is_empty() => Ok(()),
+            _ => {
+                let cause = format!("{} files or layers could not be pulled", summary.failed.len());
+                let error = Error::new(ErrorKind::Io, &self.reference, cause);
+                Err(Failure::artifact(&error.hint("call it again: it goes on with what is there")))
+            }
+        }
+    }
+
+    fn print(&self, summary: &Summary) -> io::Result<()> {
+        let mut out = io::stdout();
+        if self.json {
+            serde_json::to_writer(&mut out, summary)?;
+            return writeln!(out);
+        }
+        let Summary { layers, bytes, in_folder, in_cache, missing, .. } = summary;
+        let shown = |bytes: u64| ByteSize::b(bytes).display().si();
+        let verb = if self.dry_run { "to fetch" } else { "fetched" };
+        writeln!(
+            out,
+            "{} layers, {}: {} in {} before, {} in the cache, {} {verb}",
+            layers.len(),
+            shown(*bytes),
+            shown(*in_folder),
+            self.output.display(),
+            shown(*in_cache),
+            shown(*missing)
+        )
+    }
+}
+
+/// Tells of each failure, and keeps it for programs.
+fn summary_with(summary: &mut Summary, failures: Vec<Failed>) -> &Summary {
+    for Failed { path, error } in failures {
+        let line = Error::new(error.kind, &path, &error);
+        // Not `eprintln`, which panics when nobody reads.
+        let _ = writeln!(io::stderr(), "eo-mount: {line}");
+        summary.failed.push(FailedJson { path, error: error.to_string() });
+    }
+    summary
+}

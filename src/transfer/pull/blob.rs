@@ -1,0 +1,240 @@
+//! One blob into one file. The bytes come in order, so that what is there of it is one number, the length of the file
+//! beside it, and so that it is hashed while it comes. The file gets its name when it has its digest.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+
+use futures_util::{StreamExt, stream};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::mount::Mount;
+use crate::oci::{Descriptor, Hasher};
+use crate::transfer::folder::{Folder, failed};
+
+/// Bytes asked for at once: the longest run of the chunk cache.
+const PIECE: u64 = 1 << 20;
+/// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
+/// where the cache folder has not got them.
+pub const PIECES: usize = 12;
+
+/// Where a blob goes.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub folder: Folder,
+    pub name: OsString,
+    /// What has the name already stays.
+    pub keep: bool,
+}
+
+/// What there was of a blob before, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct There {
+    /// In the folder: all of it, or a beginning.
+    pub in_folder: u64,
+    /// Behind that, in the cache folder.
+    pub in_cache: u64,
+    pub finished: bool,
+}
+
+impl Place {
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join(&self.name)
+    }
+
+    fn unfinished(&self, blob: &Descriptor) -> OsString {
+        format!(".eo-mount-{}.part", blob.digest.hex()).into()
+    }
+
+    fn failed(&self, error: &io::Error) -> Error {
+        failed(&self.path(), error)
+    }
+
+    /// Whether the blob is there under its name. Blocks on the disk.
+    fn is_finished(&self, blob: &Descriptor) -> bool {
+        let Ok(mut file) = self.folder.file(&self.name) else { return false };
+        if !file.metadata().is_ok_and(|found| found.is_file() && found.len() == blob.size) {
+            return false;
+        }
+        let mut hasher = blob.digest.hasher();
+        hash(&mut file, blob.size, &mut hasher).is_ok() && hasher.check(&blob.digest).is_ok()
+    }
+
+    /// Blocks on the disk.
+    pub fn look(&self, mount: &Mount, blob: &Descriptor) -> There {
+        if self.is_finished(blob) {
+            return There { in_folder: blob.size, in_cache: 0, finished: true };
+        }
+        let unfinished = self.folder.file(&self.unfinished(blob)).and_then(|file| file.metadata());
+        let in_folder = unfinished.map_or(0, |found| if found.is_file() { found.len().min(blob.size) } else { 0 });
+        There { in_folder, in_cache: mount.cached_bytes(blob, &(in_folder..blob.size)), finished: false }
+    }
+}
+
+/// A blob in the making, and what is in it.
+struct Unfinished {
+    file: File,
+    hasher: Hasher,
+    at: u64,
+}
+
+impl Unfinished {
+    fn open(place: &Place, blob: &Descriptor) -> Result<Self> {
+        let failed = |error: io::Error| place.failed(&error);
+        let mut file = place.folder.file_to_write(&place.unfinished(blob)).map_err(failed)?;
+        // Where the file system has no locks, it goes without.
+        if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            let error = Error::new(ErrorKind::Io, place.path().display(), "somebody else is pulling it");
+            return Err(error.hint("wait for that, or choose another folder with -o"));
+        }
+        let at = file.metadata().map_err(failed)?.len().min(blob.size);
+        let mut hasher = blob.digest.hasher();
+        hash(&mut file, at, &mut hasher).map_err(failed)?;
+        Ok(Self { file, hasher, at })
+    }
+
+    fn start_again(&mut self, blob: &Descriptor) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        (self.hasher, self.at) = (blob.digest.hasher(), 0);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.at = self.at.saturating_add(bytes.len() as u64);
+        Ok(())
+    }
+}
+
+fn hash(file: &mut File, length: u64, hasher: &mut Hasher) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE as usize];
+    let mut rest = length;
+    while rest > 0 {
+        let wanted = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
+        let piece = buffer.get_mut(..wanted).unwrap_or_default();
+        file.read_exact(piece)?;
+        hasher.update(piece);
+        rest = rest.saturating_sub(wanted as u64);
+    }
+    Ok(())
+}
+
+/// Fetches what is missing. `window`: see [`PIECES`]. `progress` is told of bytes that came, or were there.
+pub async fn fetch(
+    mount: &Mount,
+    blob: &Descriptor,
+    place: &Place,
+    window: &Semaphore,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
+    let (at, of) = (place.clone(), blob.clone());
+    let mut unfinished = blocking(blob, move || match at.is_finished(&of) {
+        true => Ok(None),
+        false if at.keep && at.folder.has(&at.name) => {
+            Err(at.failed(&io::Error::new(io::ErrorKind::AlreadyExists, "another file of that name is there")))
+        }
+        false => Unfinished::open(&at, &of).map(Some),
+    })
+    .await?;
+    let Some(mut part) = unfinished.take() else {
+        progress(blob.size);
+        return Ok(());
+    };
+    progress(part.at);
+    let fresh = part.at == 0 && mount.cached_bytes(blob, &(0..blob.size)) == 0;
+    let mut checked = fetch_rest(mount, blob, place, &mut part, window, progress).await?;
+    if checked.is_err() && !fresh {
+        // What was kept of it may be to blame.
+        mount.drop_wrong(blob);
+        part.start_again(blob).map_err(|error| place.failed(&error))?;
+        checked = fetch_rest(mount, blob, place, &mut part, window, &|_| ()).await?;
+    }
+    let (at, of) = (place.clone(), blob.clone());
+    if let Err(error) = checked {
+        mount.drop_wrong(blob);
+        blocking(blob, move || at.folder.remove(&at.unfinished(&of)).map_err(|error| at.failed(&error))).await?;
+        return Err(error);
+    }
+    blocking(blob, move || {
+        let finish = || {
+            part.file.set_len(of.size)?;
+            part.file.sync_data()?;
+            at.folder.rename(&at.unfinished(&of), &at.name, at.keep)
+        };
+        finish().map_err(|error| at.failed(&error))
+    })
+    .await
+}
+
+/// The inner result: whether the bytes are the right ones.
+async fn fetch_rest(
+    mount: &Mount,
+    blob: &Descriptor,
+    place: &Place,
+    part: &mut Unfinished,
+    window: &Semaphore,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Result<()>> {
+    let mut pieces = std::pin::pin!(
+        stream::iter(pieces(part.at, blob.size))
+            .map(async |range| {
+                // Given in the order of asking, so that the first piece never waits for those behind it.
+                let permit = window.acquire().await;
+                let bytes = mount.read_blob(blob, range).await?;
+                Ok::<_, Error>((bytes, permit))
+            })
+            .buffered(PIECES)
+    );
+    while let Some(piece) = pieces.next().await {
+        let (bytes, permit) = match piece {
+            Ok(piece) => piece,
+            // The cache has seen it before we did.
+            Err(error) if error.kind == ErrorKind::Corrupt => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        };
+        tokio::task::block_in_place(|| part.write(&bytes)).map_err(|error| place.failed(&error))?;
+        drop(permit);
+        progress(bytes.len() as u64);
+    }
+    Ok(part.hasher.clone().check(&blob.digest))
+}
+
+fn pieces(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut at = from;
+    std::iter::from_fn(move || {
+        let start = at;
+        // Up to a boundary of chunks.
+        at = (start / PIECE).saturating_add(1).saturating_mul(PIECE).min(size);
+        (start < size).then_some(start..at)
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    blob: &Descriptor,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &blob.digest, panic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_end_where_chunks_end() {
+        let of = |from, size| pieces(from, size).collect::<Vec<_>>();
+        assert_eq!(of(0, 0), []);
+        assert_eq!(of(5, 5), []);
+        assert_eq!(of(0, PIECE + 1), [0..PIECE, PIECE..PIECE + 1]);
+        assert_eq!(of(77, PIECE + 1), [77..PIECE, PIECE..PIECE + 1]);
+        assert_eq!(of(PIECE, PIECE + 2), [PIECE..PIECE + 2]);
+    }
+}
