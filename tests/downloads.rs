@@ -256,29 +256,6 @@ fn only_layers_that_are_looked_into_are_asked_for() {
 }
 
 #[test]
-fn a_path_in_a_layer_that_nobody_listed_fetches_the_layers_start_once() {
-    let patches = Patches::new(&[10_000, 10_001, 10_002]);
-    let mounted = patches.mount();
-    let listing = 200_000;
-    let cost_of = |id: u32, member: &str| {
-        let start = patches.mark();
-        let file = mounted.join(id.to_string()).join(member.replace("10000", &id.to_string()));
-        let at = 11 * MIB + 12_345;
-        let at = at.min(std::fs::metadata(&file).unwrap().len() - 4096);
-        assert_eq!(pread(&file, at..at + 4096).unwrap().len(), 4096);
-        patches.since(start).bytes
-    };
-    // Not its first file.
-    let cost = cost_of(10_000, "DATA_S1D/S1D_10000.npy");
-    assert!(cost <= 2 * MOST_FOR_A_READ + listing, "{cost}");
-    let cost = cost_of(10_001, S2);
-    assert!(cost <= 9 * MIB + MOST_FOR_A_READ + listing, "{cost}");
-    let first = cost + cost_of(10_002, S2);
-    assert!(first <= 9 * MIB + 2 * (MOST_FOR_A_READ + listing), "{first}");
-    patches.check(&mounted);
-}
-
-#[test]
 fn thirty_two_readers_of_one_chunk_cause_one_request() {
     let patches = Patches::new(&[10_000]);
     let mounted = patches.mount();

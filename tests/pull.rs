@@ -1,11 +1,15 @@
 //! `eo-mount pull`: layers and files of a dataset as files of this machine, as `oras pull` and `tar -x` make them.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-use eo_mount_testing::fixtures::{PythonTar, Sample};
+use eo_mount_testing::fixtures::{PythonTar, RawTar, Sample, TarFormat, everything_tar, patch_tar};
+use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
-    ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, sha256,
+    ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, run, sha256,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -280,4 +284,226 @@ fn what_is_in_the_cache_is_pulled_without_the_registry() {
     let other = Dataset::two_layers();
     let said = other.pull(&["--offline"]);
     assert!(said.code == 1 && said.stderr.contains("offline"), "{}", said.stderr);
+}
+
+/// Everything but what a file system has its own idea of.
+#[track_caller]
+fn listing(folder: &Path) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.current_dir(folder).args([".", "-mindepth", "1", "!", "-name", "*-device"]);
+    find.args(["-type", "d", "-printf", "%P d %m %T@\\n", "-o", "-printf", "%P %y %m %s %T@ %l %n\\n"]);
+    let text = run(&mut find, Duration::from_secs(60)).expect_success("find").stdout;
+    let mut lines: Vec<String> = text.split(|&b| b == b'\n').map(|line| line.escape_ascii().to_string()).collect();
+    lines.sort();
+    lines
+}
+
+#[track_caller]
+fn tar_extracts(archive: &Path, into: &Path) {
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 022; exec tar \"$@\"", "tar", "--xattrs", "--xattrs-include=user.*"]);
+    command.args(["--exclude=*-device", "--no-same-permissions", "--no-same-owner", "-x", "-f"]).arg(archive);
+    command.arg("-C").arg(into).env("LC_ALL", "C");
+    run(&mut command, Duration::from_secs(120)).expect_success("tar -x");
+}
+
+fn diff(a: &Path, b: &Path) -> String {
+    let mut diff = Command::new("diff");
+    diff.args(["-r", "--no-dereference"]).args([a, b]);
+    let said = run(&mut diff, Duration::from_secs(60));
+    said.text().lines().filter(|line| !line.contains("-device") && !line.contains("is a fifo")).collect()
+}
+
+#[test]
+fn what_is_extracted_is_what_tar_extracts() {
+    let archives = tempfile::tempdir().unwrap();
+    let everything = everything_tar(TarFormat::Posix("1.0"));
+    let patch = patch_tar(10000, 32);
+    fs::write(archives.path().join("all.tar"), &everything).unwrap();
+    let mut gzip = Command::new("gzip");
+    gzip.arg("-k").arg(archives.path().join("all.tar"));
+    run(&mut gzip, Duration::from_secs(60)).expect_success("gzip");
+    let packed = fs::read(archives.path().join("all.tar.gz")).unwrap();
+    let artifact = Artifact::new().config("{}", "application/json").tar("all.tar", everything);
+    let artifact = artifact.layer(Some("packed.tar.gz"), "application/vnd.oci.image.layer.v1.tar+gzip", packed);
+    let dataset = Dataset::of(artifact.tar("10000.tar", patch.clone()).layer(Some("README"), "text/plain", "read"));
+    dataset.pull(&["--extract"]).expect_success("pull --extract");
+    assert_eq!(fs::read(dataset.out.path().join("README")).unwrap(), b"read");
+    assert_eq!(fs::read(dataset.out.path().join("config.json")).unwrap(), b"{}");
+    fs::write(archives.path().join("10000.tar"), patch).unwrap();
+    for (archive, name) in [("all.tar", "all"), ("all.tar", "packed"), ("10000.tar", "10000")] {
+        let expected = tempfile::tempdir().unwrap();
+        tar_extracts(&archives.path().join(archive), expected.path());
+        let ours = dataset.out.path().join(name);
+        let (mut ours_listed, mut expected_listed) = (listing(&ours), listing(expected.path()));
+        if name == "10000" {
+            // Folders that the archive does not hold have no time of their own.
+            ours_listed.retain(|line| !line.contains(" d "));
+            expected_listed.retain(|line| !line.contains(" d "));
+        }
+        assert_eq!(ours_listed, expected_listed, "{name}");
+        assert_eq!(diff(&ours, expected.path()), "", "{name}");
+    }
+    let left: Vec<_> = dataset.names().into_iter().filter(|name| name.contains(".eo-mount")).collect();
+    assert_eq!(left, Vec::<String>::new());
+    let sparse = fs::metadata(dataset.out.path().join("all/sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < sparse.len(), "holes are holes");
+}
+
+#[test]
+fn some_files_and_folders_are_pulled_at_their_paths() {
+    let artifact = Artifact::new().config("{}", "application/json");
+    let dataset = Dataset::of(artifact.tar("10000.tar", patch_tar(10000, 32)).tar("10001.tar", patch_tar(10001, 32)));
+    dataset.pulled(&["10000/ANNOTATIONS", "*/INSTANCE*/HEAT*", "config.json"]);
+    let names = dataset.names();
+    for name in ["10000/ANNOTATIONS/ParcelIDs_10000.npy", "10001/INSTANCE_ANNOTATIONS/HEATMAP_10001.npy", "config.json"]
+    {
+        assert!(names.iter().any(|known| known == name), "{name}: {names:?}");
+    }
+    assert!(!names.iter().any(|name| name.contains("DATA_S2")), "{names:?}");
+}
+
+#[test]
+fn nothing_of_a_wrong_layer_is_extracted() {
+    let dataset = Dataset::two_layers();
+    dataset.registry.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
+    let said = dataset.pull(&["--extract"]);
+    assert!(said.code == 1 && said.stderr.contains(&dataset.digest(0)), "{}", said.stderr);
+    assert!(!dataset.out.path().join("10000").exists());
+    assert_eq!(fs::metadata(dataset.out.path().join("sub/10001/noise")).unwrap().len(), 3 * MIB);
+    dataset.artifact.push(&dataset.registry, "pastis", "sample");
+    dataset.registry.reset();
+    dataset.pull(&["--extract", "--no-disk-cache"]).expect_success("pull");
+    assert!(dataset.registry.blob_bytes() < 7 * MIB, "what was extracted is not fetched again");
+    assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json", "sub", "sub/10001", "sub/10001/noise"]);
+}
+
+#[test]
+fn extracting_follows_no_link_and_leaves_the_folder_by_none() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("file"), "precious").unwrap();
+    let hostile = RawTar::new()
+        .symlink("way", outside.path().to_str().unwrap())
+        .file("way/file", b"overwritten")
+        .file("../../file", b"overwritten")
+        .file("/tmp/eo-mount-hostile", b"overwritten")
+        .symlink("end", outside.path().join("file").to_str().unwrap())
+        .file("end", b"overwritten")
+        .finish();
+    let dataset = Dataset::of(Artifact::new().tar("x.tar", hostile));
+    dataset.pull(&["--extract"]).expect_success("pull");
+    assert_eq!(names(outside.path()), ["file"]);
+    assert!(!Path::new("/tmp/eo-mount-hostile").exists());
+    // Links that were there before.
+    let dataset = Dataset::two_layers();
+    fs::create_dir(dataset.out.path().join("10000")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("file"), dataset.out.path().join("10000/noise")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), dataset.out.path().join("sub")).unwrap();
+    let said = dataset.pull(&["--extract"]);
+    assert!(said.code == 1 && said.stderr.contains("symbolic link"), "{}", said.stderr);
+    assert!(dataset.out.path().join("10000/noise").symlink_metadata().unwrap().is_file());
+    assert_eq!(names(outside.path()), ["file"]);
+    assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_folder_that_oras_packed_is_unpacked_as_oras_does() {
+    let (registry, files) = (RealRegistry::start(), tempfile::tempdir().unwrap());
+    fs::create_dir_all(files.path().join("patch/sub")).unwrap();
+    fs::write(files.path().join("patch/sub/a.txt"), "a").unwrap();
+    fs::write(files.path().join("patch/b.txt"), "b").unwrap();
+    registry.push_with_oras(files.path(), "x:folder", &["patch"]);
+    let reference = registry.reference("x:folder");
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    registry.oras(theirs.path(), &["pull", "--plain-http", &reference]);
+    EoMount::bare(PROGRAM).args(["pull", &reference, "-o", ours.path().to_str().unwrap()]).output().expect_success("");
+    assert_eq!(names(ours.path()), names(theirs.path()));
+    assert_eq!(diff(ours.path(), theirs.path()), "");
+}
+
+#[test]
+fn an_image_layout_has_all_and_skopeo_and_oras_read_it() {
+    let (registry, files) = (RealRegistry::start(), tempfile::tempdir().unwrap());
+    let arguments = Sample::files_in(files.path()).push_arguments("");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    registry.push_with_oras(files.path(), "pastis-2433:sample", &arguments);
+    let reference = registry.reference("pastis-2433:sample");
+    let out = tempfile::tempdir().unwrap();
+    let layout = out.path().join("layout");
+    let call = ["pull", &reference, "--to-oci-layout", "-o", layout.to_str().unwrap()];
+    EoMount::bare(PROGRAM).args(call).output().expect_success("pull");
+    for blob in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+        let blob = blob.unwrap();
+        let name = format!("sha256:{}", blob.file_name().to_str().unwrap());
+        assert_eq!(sha256(&fs::read(blob.path()).unwrap()), name);
+    }
+    registry.push_with_skopeo(out.path(), "oci:layout:sample", "by-skopeo:sample");
+    registry.oras(
+        out.path(),
+        &["cp", "--from-oci-layout", "--to-plain-http", "layout:sample", &registry.reference("by-oras:sample")],
+    );
+    let digest = |name: &str| registry.oras(out.path(), &["resolve", "--plain-http", &registry.reference(name)]).text();
+    assert_eq!(digest("by-skopeo:sample"), digest("pastis-2433:sample"));
+    assert_eq!(digest("by-oras:sample"), digest("pastis-2433:sample"));
+}
+
+/// With and without what the cache folder keeps of it.
+#[test]
+fn a_pull_that_was_killed_fetches_less_than_16_mib_twice() {
+    const SIZE: u64 = 192 * MIB;
+    for more in [&[][..], &["--no-disk-cache"]] {
+        let dataset = Dataset::of(Artifact::new().tar("large.tar", noise(7, SIZE)));
+        let hex = dataset.digest(0)["sha256:".len()..].to_owned();
+        let unfinished = dataset.out.path().join(format!(".eo-mount-{hex}.part"));
+        let mut command = Command::new(PROGRAM);
+        command.arg("pull").args(more).arg("-o").arg(dataset.out.path()).arg(&dataset.reference);
+        command.env("XDG_CACHE_HOME", dataset.home.cache());
+        let mut child = command.spawn().unwrap();
+        let begun = || fs::metadata(&unfinished).is_ok_and(|found| found.len() > SIZE / 3);
+        let half = wait_until(Duration::from_secs(60), begun);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(half && unfinished.exists() && !dataset.out.path().join("large.tar").exists());
+        dataset.pulled(more);
+        let (sent, size) = (dataset.registry.blob_bytes(), dataset.artifact.layers()[0].size);
+        assert!(sent <= size + 16 * MIB, "{} bytes fetched twice, {more:?}", sent - size);
+        assert_eq!(sha256(&fs::read(dataset.out.path().join("large.tar")).unwrap()), dataset.digest(0));
+        assert_eq!(dataset.names(), ["large.tar"]);
+    }
+}
+
+#[test]
+fn a_dataset_larger_than_the_cache_is_pulled_once() {
+    let dataset = Dataset::of(Artifact::new().tar("a.tar", noise(8, 70 * MIB)).tar("b.tar", noise(9, 70 * MIB)));
+    dataset.pulled(&["--cache-size", "64MiB", "--memory", "16MiB"]);
+    let size: u64 = dataset.artifact.layers().iter().map(|layer| layer.size).sum();
+    assert!(dataset.registry.blob_bytes() < size + MIB, "{} of {size}", dataset.registry.blob_bytes());
+    let other = Dataset { out: tempfile::tempdir().unwrap(), ..dataset };
+    other.registry.reset();
+    other.pulled(&["--cache-size", "64MiB", "--memory", "16MiB", "--extract"]);
+    assert!(other.registry.blob_bytes() < size + MIB, "{} of {size}", other.registry.blob_bytes());
+    assert_eq!(fs::metadata(other.out.path().join("b/noise")).unwrap().len(), 70 * MIB);
+}
+
+/// A file system of its own, of 8 MiB.
+#[test]
+fn a_full_folder_is_told_and_what_is_there_is_gone_on_with() {
+    let dataset = Dataset::of(Artifact::new().tar("a.tar", noise(10, 12 * MIB)));
+    let out = dataset.out.path();
+    let mount = |verb: &str, arguments: &[&str]| {
+        let mut command = Command::new(verb);
+        run(command.args(arguments).arg(out), Duration::from_secs(30))
+    };
+    mount("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).expect_success("mount (as root)");
+    let said = dataset.pull(&[]);
+    let left: Vec<u64> = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    let larger = mount("mount", &["-o", "remount,size=32m"]);
+    let again = dataset.pull(&["--json"]);
+    let names = dataset.names();
+    mount("umount", &[]).expect_success("umount");
+    assert!(said.code == 1 && said.stderr.contains("a.tar") && said.stderr.contains("make room"), "{}", said.stderr);
+    assert!(left.len() == 1 && left[0] >= 6 * MIB, "{left:?}");
+    larger.expect_success("remount");
+    let told: Value = serde_json::from_str(&again.expect_success("pull").text()).unwrap();
+    assert_eq!((told["in_folder"].as_u64(), names), (Some(left[0]), vec!["a.tar".to_owned()]));
 }

@@ -6,6 +6,7 @@ pub mod content;
 mod described;
 mod headers;
 mod layout;
+mod local;
 mod offline;
 mod readahead;
 mod zip;
@@ -20,6 +21,7 @@ pub use content::Compression;
 pub use described::Described;
 pub use headers::Headers;
 pub use layout::Layout;
+pub use local::{Local, LocalFiles};
 pub use offline::Offline;
 pub use readahead::ReadAhead;
 pub use zip::{Zip, read_small_member};
@@ -49,13 +51,6 @@ pub trait BlobSource: Send + Sync {
     ) -> BoxFuture<'a, Result<Bytes>> {
         let _ = file;
         self.read(blob, range)
-    }
-
-    /// Somebody seems to come who will read this range: fetches it, and waits until it is there. False: no more may be
-    /// fetched so.
-    fn expect<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, bool> {
-        let _ = (blob, range);
-        Box::pin(std::future::ready(false))
     }
 
     /// Whoever has read one of these to its end goes on with the next: who fetches ahead wants to know.

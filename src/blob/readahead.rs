@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::BlobSource;
@@ -28,18 +27,24 @@ const DISORDER: u64 = 256 << 10;
 const START: u64 = 192 << 10;
 /// Of what was read, so much may be fetched ahead in vain: a fifth.
 const SHARE: u64 = 5;
-/// And this much besides, once: what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until it
-/// has earned that.
-const ALLOWANCE: u64 = 3 << 20;
-/// And this much, once, for readers that were expected and have not come.
-const EXPECTED: u64 = 9 << 20;
+/// And this much besides, once: nearly what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until
+/// it has earned that.
+const ALLOWANCE: u64 = 2 << 20;
+/// So many times what a reader of all has read may be fetched ahead of it, as far as it is allowed at all.
+const GROWTH: u64 = 4;
 /// The longest window, in bytes.
 const LARGEST_WINDOW: u64 = 8 << 20;
-/// A window is fetched in so many requests: where one connection is slow, many are not.
-const REQUESTS: u64 = 12;
+/// A window is fetched in so many requests: where one connection is slow, many are not. More of them cost a registry more
+/// than they bring.
+const REQUESTS: u64 = 8;
 /// Bytes of a request.
 const SMALLEST_STEP: u64 = 128 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
+/// What has read this much in a row has a longer window in fewer requests: each costs a registry milliseconds.
+const LONG_RUN: u64 = 64 << 20;
+const LONG_WINDOW: u64 = 12 << 20;
+const LONG_REQUESTS: u64 = 8;
+const LONG_STEP: u64 = 3 << 19;
 /// Streams told apart, over all blobs; the least recently used is forgotten.
 const STREAMS: usize = 64;
 
@@ -52,7 +57,7 @@ pub struct ReadAhead {
 impl ReadAhead {
     pub fn new(cache: Arc<ChunkCache>) -> Self {
         // A window is fetched beside what is read: it must leave room for the others.
-        let largest_window = LARGEST_WINDOW.min(cache.memory() / 16);
+        let largest_window = LONG_WINDOW.min(cache.memory() / 16);
         Self { cache, streams: Mutex::new(Streams::default()), largest_window }
     }
 
@@ -100,18 +105,6 @@ impl BlobSource for ReadAhead {
         self.read_ahead(blob, Some(file), range)
     }
 
-    fn expect<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, bool> {
-        let room = self.largest_window.min(self.cache.room());
-        let mut streams = self.streams();
-        let place = streams.order.place(blob);
-        let length = range.end.saturating_sub(range.start);
-        if length == 0 || length > room || !streams.expect(&place, &range) {
-            return std::future::ready(false).boxed();
-        }
-        drop(streams);
-        self.cache.prefetched(blob, range).map(|()| true).boxed()
-    }
-
     fn in_order(&self, blobs: Vec<Descriptor>) {
         self.streams().order = Order::new(blobs);
     }
@@ -147,8 +140,6 @@ struct Stream {
     crossed_blobs: bool,
     /// Bytes fetched past the end of its first file, or of its first blob.
     past: u64,
-    /// Bytes fetched before it came: it has not come yet.
-    expected: u64,
 }
 
 #[derive(Default)]
@@ -160,8 +151,6 @@ struct Streams {
     read: u64,
     /// Bytes fetched ahead and not read, by streams that go on and by those that ended.
     unread: u64,
-    /// Bytes fetched for readers that have not come.
-    expected: u64,
     /// Bytes fetched past the ends of files whose readers have not gone on to the next one.
     past: u64,
 }
@@ -207,41 +196,6 @@ impl Streams {
         }
     }
 
-    /// A reader of this range is expected. Accounts for what is fetched for it, or says that no more may be.
-    fn expect(&mut self, place: &Place, range: &Range<u64>) -> bool {
-        let length = range.end.saturating_sub(range.start);
-        // One that came and left at once is no better than one that did not come.
-        let in_vain = self.expected.saturating_add(self.unread);
-        if in_vain.saturating_add(length) > EXPECTED.saturating_add(self.read / SHARE) {
-            return false;
-        }
-        let at = place.start.saturating_add(range.start);
-        let is_it = |stream: &&mut Stream| stream.expected > 0 && stream.ahead == at && stream.blob == place.alone;
-        match self.streams.iter_mut().find(is_it) {
-            Some(stream) => {
-                stream.ahead = stream.ahead.saturating_add(length);
-                stream.expected = stream.expected.saturating_add(length);
-            }
-            None => self.push(Stream {
-                blob: place.alone.clone(),
-                begin: at,
-                next: at,
-                run: 0,
-                ahead: at.saturating_add(length),
-                file: None,
-                // What is expected is a reader of all.
-                from_start: true,
-                crossed: false,
-                blob_end: place.end,
-                crossed_blobs: false,
-                past: 0,
-                expected: length,
-            }),
-        }
-        self.expected = self.expected.saturating_add(length);
-        true
-    }
-
     /// The stream that this read continues, or a new one; taken out.
     fn advance(&mut self, place: &Place, read: &Range<u64>) -> Stream {
         let known = self.streams.iter().rposition(|stream| {
@@ -262,13 +216,8 @@ impl Streams {
                 blob_end: place.end,
                 crossed_blobs: false,
                 past: 0,
-                expected: 0,
             },
         };
-        // It has come.
-        let expected = std::mem::take(&mut stream.expected);
-        self.expected = self.expected.saturating_sub(expected);
-        self.unread = self.unread.saturating_add(expected);
         self.pass(&mut stream, read);
         // A request that came too early looked like a reader of its own: this one has caught up with it.
         let early = |other: &Stream| {
@@ -279,8 +228,6 @@ impl Streams {
         if let Some(early) = self.streams.iter().position(early) {
             let other = self.streams.remove(early);
             self.pass(&mut stream, &(other.begin..other.next));
-            self.expected = self.expected.saturating_sub(other.expected);
-            self.unread = self.unread.saturating_add(other.expected);
             // What was fetched ahead of both counts once.
             let both = stream.ahead.min(other.ahead).saturating_sub(stream.next);
             self.unread = self.unread.saturating_sub(both + stream.next.min(other.ahead).saturating_sub(other.next));
@@ -304,10 +251,14 @@ impl Streams {
     fn window(&mut self, stream: &mut Stream, place: &Place, largest_window: u64) -> Option<Ahead> {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
-        let window = if sure { stream.run.saturating_mul(2) } else { earned }.min(largest_window);
+        let (most, requests, largest_step) = if stream.run < LONG_RUN {
+            (LARGEST_WINDOW, REQUESTS, LARGEST_STEP)
+        } else {
+            (LONG_WINDOW, LONG_REQUESTS, LONG_STEP)
+        };
+        let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window).min(most);
         let budget = ALLOWANCE + self.read / SHARE;
-        // Half of what is left: others want some of it.
-        let left = budget.saturating_sub(self.unread) / 2;
+        let left = budget.saturating_sub(self.unread);
         // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others did
         // not, either.
         let sure_end = match &stream.file {
@@ -317,7 +268,7 @@ impl Streams {
         };
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
         let end = sure_end.saturating_add(past).min(place.last);
-        let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, LARGEST_STEP);
+        let step = (window.min(budget) / requests).clamp(SMALLEST_STEP, largest_step);
         let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
         // Whole steps: many small requests cost more than the bytes.

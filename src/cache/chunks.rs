@@ -26,8 +26,10 @@ use memory::Chunks;
 pub use memory::MemoryReservation;
 use whole::Whole;
 
-/// Most chunks in one request.
+/// Chunks that are fetched together by who fetches all of a blob.
 pub const LONGEST_RUN: u64 = 16;
+/// Most chunks in one request.
+const LONGEST_REQUEST: u64 = 32;
 /// More requests than ever are under way.
 const WRITES: u32 = 1 << 16;
 
@@ -43,6 +45,8 @@ struct SharedState {
     memory: u64,
     /// Bytes that requests under way may still take.
     in_flight: Arc<Semaphore>,
+    /// Most chunks in one request: it must fit, and leave room for others.
+    longest: u64,
     /// One for each request whose chunks are not on disk yet.
     unwritten: Arc<Semaphore>,
     whole: Arc<Whole>,
@@ -99,6 +103,7 @@ impl ChunkCache {
             space: Space::Blob,
             memory,
             in_flight: semaphore(in_flight),
+            longest: longest_request(in_flight),
             unwritten: semaphore(u64::from(WRITES)),
             whole: Arc::new(whole),
             chunks: Arc::new(Mutex::new(Chunks::new(memory - in_flight, Arc::clone(&counters)))),
@@ -123,6 +128,7 @@ impl ChunkCache {
             space: Space::Content,
             memory,
             in_flight,
+            longest: longest_request(memory / 8),
             unwritten: semaphore(u64::from(WRITES)),
             whole: Arc::default(),
             chunks: Arc::clone(&self.shared.chunks),
@@ -182,32 +188,19 @@ impl ChunkCache {
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
-        self.start(blob, range);
-    }
-
-    /// The same, and ends when it has come or failed.
-    pub fn prefetched(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, ()> {
-        let coming = self.start(blob, range);
-        async move {
-            for run in coming {
-                let _ = run.run.await;
-            }
-        }
-        .boxed()
-    }
-
-    fn start(&self, blob: &Descriptor, range: Range<u64>) -> Vec<Coming> {
         // Behind the end of the blob there is nothing.
         if range.start >= range.end || self.shared.must_be_checked(blob) {
-            return Vec::new();
+            return;
         }
         let on_disk = self.shared.on_disk(blob, &range);
         let mut chunks = self.shared.chunks();
         let missing = self.shared.missing(&chunks, blob, &range, &on_disk);
         if missing.iter().map(run_cost).sum::<u64>() >= self.shared.in_flight.available_permits() as u64 {
-            return Vec::new();
+            return;
         }
-        missing.into_iter().map(|run| self.shared.ask_for(&mut chunks, blob, run, true)).collect()
+        for run in missing {
+            self.shared.ask_for(&mut chunks, blob, run, true);
+        }
     }
 
     fn read_range(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
@@ -304,7 +297,7 @@ impl SharedState {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (number, _) in missing {
             match runs.last_mut() {
-                Some(run) if run.end == number && number - run.start < LONGEST_RUN => run.end += 1,
+                Some(run) if run.end == number && number - run.start < self.longest => run.end += 1,
                 _ => runs.push(number..number + 1),
             }
         }
@@ -357,6 +350,11 @@ impl SharedState {
         let place = usize::try_from(number.saturating_sub(coming.first)).unwrap_or(usize::MAX);
         Ok(run.get(place).cloned().unwrap_or_default())
     }
+}
+
+/// Chunks, where so many bytes may be in flight.
+fn longest_request(in_flight: u64) -> u64 {
+    (in_flight / 2 / COST / CHUNK).clamp(1, LONGEST_REQUEST)
 }
 
 fn semaphore(bytes: u64) -> Arc<Semaphore> {

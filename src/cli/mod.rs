@@ -5,12 +5,16 @@ mod access;
 mod attach;
 mod background;
 mod cache;
+mod cat;
 mod common;
 mod copy;
+mod diff;
 mod discover;
 mod doctor;
+mod du;
 mod failure;
 mod index;
+mod inspect;
 mod interrupt;
 mod logging;
 mod login;
@@ -41,6 +45,10 @@ enum Verb {
     Push(push::Command),
     Copy(copy::Command),
     Pull(pull::Command),
+    Inspect(inspect::Command),
+    Cat(cat::Command),
+    Du(du::Command),
+    Diff(diff::Command),
     Attach(attach::Command),
     Discover(discover::Command),
     Cache(cache::Command),
@@ -78,6 +86,10 @@ impl Verb {
             Self::Push(command) => command.run(),
             Self::Copy(command) => command.run(),
             Self::Pull(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Cat(command) => command.run(),
+            Self::Du(command) => command.run(),
+            Self::Diff(command) => command.run(),
             Self::Attach(command) => command.run(),
             Self::Discover(command) => command.run(),
             Self::Cache(command) => command.run(),

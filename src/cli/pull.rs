@@ -14,12 +14,16 @@ use super::failure::Failure;
 use super::progress;
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Failed, Mount};
+use crate::oci::Reference;
 use crate::transfer::pull::{self, Item, There};
+use crate::transfer::{Size, size_of};
 
 const EXAMPLES: &str = "\
 Examples:
   eo-mount pull ghcr.io/org/pastis:v1 -o pastis                   all layers, under their titles
   eo-mount pull ghcr.io/org/pastis:v1 10000.tar '1001?' -o pastis    some of them
+  eo-mount pull ghcr.io/org/pastis:v1 --extract -o pastis           what is in them
+  eo-mount pull ghcr.io/org/pastis:v1 '*/METADATA.json' -o pastis   some files
   eo-mount pull ghcr.io/org/pastis:v1 --dry-run                   how much would have to be fetched";
 
 /// Fetch a dataset, or a part of it, into a folder. Each layer is checked against its digest before it gets its name.
@@ -46,6 +50,18 @@ pub struct Command {
     #[arg(short = 'T', long)]
     allow_path_traversal: bool,
 
+    /// Make what is in the layers, as a mount shows it, with the archive's permissions and times
+    #[arg(short = 'x', long)]
+    extract: bool,
+
+    /// Make device nodes, too
+    #[arg(long, requires = "extract")]
+    devices: bool,
+
+    /// Make the output folder an OCI image layout that has all of the artifact
+    #[arg(long, conflicts_with_all = ["paths", "extract", "allow_path_traversal", "keep_old_files"])]
+    to_oci_layout: bool,
+
     /// Fetch manifests and no layers, and tell what would be fetched
     #[arg(long)]
     dry_run: bool,
@@ -64,7 +80,9 @@ struct Summary {
     /// Of the manifest.
     digest: String,
     layers: Vec<LayerJson>,
-    /// Bytes of all these layers.
+    /// Paths of what is wanted of layers; folders with all that is below.
+    files: Vec<String>,
+    /// Bytes of all these layers and files.
     bytes: u64,
     /// Of them, in the output folder before.
     in_folder: u64,
@@ -104,25 +122,53 @@ impl Command {
         let mount = Mount::open(&self.reference, options).await.map_err(failed)?;
         let bar = progress::spinner("looking what is there");
         let wanted: Vec<Vec<u8>> = self.paths.iter().map(|path| path.as_bytes().to_vec()).collect();
-        let chosen = pull::choose(&mount, &wanted).await.map_err(failed)?;
+        let chosen = pull::choose(&mount, &wanted, self.extract).await.map_err(failed)?;
         let pulling = pull::Options {
             output: self.output.clone(),
             allow_path_traversal: self.allow_path_traversal,
             keep_old_files: self.keep_old_files,
+            extract: self.extract,
+            devices: self.devices,
         };
         let layers: Vec<usize> = chosen.layers.iter().copied().collect();
-        let items = pull::items(&mount, &layers, &pulling).map_err(failed)?;
-        let there: Vec<There> =
-            tokio::task::block_in_place(|| items.iter().map(|item| item.look(&mount, &pulling)).collect());
+        let items = match self.to_oci_layout {
+            true => layers.iter().map(|number| blob_item(&mount, *number)).collect(),
+            false => pull::items(&mount, &layers, &pulling).await,
+        }
+        .map_err(failed)?;
+        let look = |item: &Item| match self.to_oci_layout {
+            true => pull::look_in_layout(&mount, &self.output, &item.blob),
+            false => item.look(&mount, &pulling),
+        };
+        let there: Vec<There> = tokio::task::block_in_place(|| items.iter().map(look).collect());
         let mut summary = self.summary(&mount, &items, &there);
+        for member in &chosen.members {
+            let Size { bytes, in_cache } = size_of(&mount, member).await.map_err(failed)?;
+            summary.files.push(String::from_utf8_lossy(&member.path).into_owned());
+            summary.bytes = summary.bytes.saturating_add(bytes);
+            summary.in_cache = summary.in_cache.saturating_add(in_cache);
+        }
+        summary.missing = summary.bytes.saturating_sub(summary.in_folder).saturating_sub(summary.in_cache);
         let mut failures = chosen.failed;
         if !self.dry_run {
             progress::show_bytes(&bar, summary.bytes);
-            let pulled = pull::pull(&mount, &items, &pulling, &|bytes| bar.inc(bytes)).await;
+            let progress = |bytes| bar.inc(bytes);
+            let pulled = match self.to_oci_layout {
+                true => pull::to_layout(&mount, &self.output, self.tag().as_deref(), &progress).await,
+                false => pull::pull(&mount, &items, &chosen.members, &pulling, &progress).await,
+            };
             failures.extend(pulled.map_err(failed)?);
         }
         bar.finish_and_clear();
         self.report(summary_with(&mut summary, failures))
+    }
+
+    /// What the layout's manifest is called: as in the registry.
+    fn tag(&self) -> Option<String> {
+        match self.reference.parse().ok()? {
+            Reference::Registry(reference) => reference.tag,
+            Reference::Layout(reference) => reference.tag,
+        }
     }
 
     fn summary(&self, mount: &Mount, items: &[Item], there: &[There]) -> Summary {
@@ -144,7 +190,8 @@ impl Command {
             bytes,
             in_folder,
             in_cache,
-            missing: bytes.saturating_sub(in_folder).saturating_sub(in_cache),
+            missing: 0,
+            files: Vec::new(),
             dry_run: self.dry_run,
             failed: Vec::new(),
         }
@@ -182,6 +229,11 @@ impl Command {
             shown(*missing)
         )
     }
+}
+
+fn blob_item(mount: &Mount, number: usize) -> Result<Item, Error> {
+    let blob = mount.blob_of_layer(number)?.clone();
+    Ok(Item { path: blob.digest.to_string().into(), blob, tree: None })
 }
 
 /// Tells of each failure, and keeps it for programs.

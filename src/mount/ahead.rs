@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::tree::Node;
 use super::{Attributes, Ino, Kind, Mount, Place, Resolved};
-use crate::blob::BlobSource;
+use crate::blob::{BlobSource, LocalFiles};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::LayerIndex;
+use crate::index::{LayerIndex, Segment};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::TrafficCount;
 
@@ -85,6 +85,41 @@ impl Mount {
     /// Some of what is kept of a blob has proven wrong: it is fetched again when it is wanted again.
     pub fn drop_wrong(&self, blob: &Descriptor) {
         self.sources.chunks.drop_wrong(blob);
+    }
+
+    /// Blobs that are read from files of this machine from now on.
+    pub fn local(&self) -> &LocalFiles {
+        &self.sources.local
+    }
+
+    /// The permission bits that the archive has for it; nothing for what the manifest alone makes.
+    pub async fn archived_mode(&self, ino: Ino) -> Result<Option<u16>> {
+        match self.place(ino)? {
+            Place::Entry { entry: LayerIndex::ROOT, .. } | Place::Node(_) | Place::Oci(_) => Ok(None),
+            Place::Entry { layer, entry } => {
+                let contents = self.layer(layer)?.contents(&self.sources).await?;
+                Ok(contents.index.entry(entry).map(|entry| entry.mode))
+            }
+        }
+    }
+
+    /// Ranges of a file that hold data; between them are holes.
+    pub async fn data_ranges(&self, file: Attributes) -> Result<Vec<Range<u64>>> {
+        let Place::Entry { layer, entry } = self.place(file.ino)? else {
+            return Ok(std::iter::once(0..file.size).collect());
+        };
+        let contents = self.layer(layer)?.contents(&self.sources).await?;
+        let (mut at, mut ranges) = (0_u64, Vec::new());
+        for segment in contents.index.segments(entry, 0..u64::MAX) {
+            let (length, is_data) = match segment {
+                Segment::Data(range) => (range.end.saturating_sub(range.start), true),
+                Segment::Hole(length) => (length, false),
+            };
+            let end = at.saturating_add(length);
+            ranges.extend(is_data.then_some(at..end));
+            at = end;
+        }
+        Ok(ranges)
     }
 
     /// What a path below the root names. Symbolic links on the way are followed within the dataset, the last is not.

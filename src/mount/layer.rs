@@ -13,7 +13,7 @@ use super::indexing::{Indexing, read_head};
 use super::stored::{self, Kept};
 use super::zip;
 use crate::blob::content::ContentLimits;
-use crate::blob::{BlobSource, Compression};
+use crate::blob::{BlobSource, Compression, LocalFiles};
 use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::index::{Content, LayerIndex};
@@ -27,6 +27,8 @@ pub struct Sources {
     pub data: Arc<dyn BlobSource>,
     /// What `data` keeps its chunks in; content of compressed layers is kept there, too.
     pub chunks: Arc<ChunkCache>,
+    /// Blobs that need not be asked for.
+    pub local: LocalFiles,
     pub folder: Option<Arc<CacheFolder>>,
     pub indexes: Option<Arc<Indexes>>,
     pub indexing: Indexing,
@@ -41,7 +43,6 @@ pub struct Sources {
 pub struct Layer {
     pub descriptor: Descriptor,
     looked_into: AtomicBool,
-    looked_up: AtomicBool,
     /// By the clock of the mount that counts looks.
     last_look: AtomicU64,
     state: Mutex<State>,
@@ -111,13 +112,7 @@ impl Contents {
 
 impl Layer {
     pub fn new(descriptor: Descriptor) -> Self {
-        Self {
-            descriptor,
-            looked_into: AtomicBool::new(false),
-            looked_up: AtomicBool::new(false),
-            last_look: AtomicU64::new(0),
-            state: Mutex::default(),
-        }
+        Self { descriptor, looked_into: AtomicBool::new(false), last_look: AtomicU64::new(0), state: Mutex::default() }
     }
 
     /// The contents if they are known; asks nobody.
@@ -142,11 +137,6 @@ impl Layer {
     /// Whether this is the first look into it.
     pub fn is_first_look(&self) -> bool {
         !self.looked_into.load(Relaxed) && !self.looked_into.swap(true, Relaxed)
-    }
-
-    /// Whether this is the first look-up of a name in it, and nobody has listed it.
-    pub fn is_first_lookup(&self) -> bool {
-        !self.looked_into.load(Relaxed) && !self.looked_up.swap(true, Relaxed)
     }
 
     pub fn error(&self) -> Option<Error> {

@@ -48,12 +48,12 @@ pub struct Resolved {
     pub folder: Parts,
     /// With the annotations of the manifest itself, too.
     pub descriptor: Descriptor,
+    /// The manifest as it is; empty for one that could not be had.
+    pub bytes: Bytes,
     pub artifact_type: Option<String>,
     pub platform: Option<Platform>,
     /// Without layers for an index, and for one that could not be had.
     pub manifest: Manifest,
-    /// As it was fetched; empty for one that could not be had.
-    pub bytes: Bytes,
     /// Numbers of its layers in the mount.
     pub layers: Range<usize>,
     pub config: Bytes,

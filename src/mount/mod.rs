@@ -3,7 +3,6 @@
 
 mod ahead;
 mod attributes;
-mod begin;
 mod compressed;
 mod indexing;
 mod layer;
@@ -177,7 +176,6 @@ impl Mount {
                 found.map(|child| self.oci_attributes(child)).transpose()
             }
             Place::Entry { layer, entry } => {
-                self.start_reading(layer, name)?;
                 let contents = self.contents(layer).await?;
                 let found = contents.index.lookup(entry, name);
                 found.map(|entry| self.entry_attributes(layer, &contents.index, entry)).transpose()
@@ -359,17 +357,6 @@ impl Mount {
             }
             layer.forget();
         }
-    }
-
-    /// See `begin.rs`.
-    fn start_reading(&self, number: usize, name: &[u8]) -> Result<()> {
-        let layer = self.layer(number)?;
-        let free = self.options.connections > 2 && !self.options.verify_blobs;
-        if free && layer.known().is_none() && layer.is_first_lookup() {
-            let (layer, sources, name) = (Arc::clone(layer), Arc::clone(&self.sources), name.to_vec());
-            tokio::spawn(async move { begin::begin(&layer, &sources, &name).await });
-        }
-        Ok(())
     }
 
     fn start_look_ahead(&self, number: usize) {

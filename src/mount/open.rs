@@ -55,7 +55,7 @@ impl Mount {
         let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
         let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
         let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref(), deadline).await?;
-        let Artifact { mut parts, headers, data, chunks, traffic, reachable, repository } = artifact;
+        let Artifact { mut parts, headers, data, chunks, local, traffic, reachable, repository } = artifact;
         if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
             tokio::task::spawn_blocking(move || {
                 manifests.clean(SystemTime::now());
@@ -70,6 +70,7 @@ impl Mount {
             headers: Arc::new(Background::new(headers.clone(), (options.connections * 3 / 4).max(1))),
             data: data.clone(),
             chunks: chunks.clone(),
+            local: local.clone(),
             folder: folder.clone(),
             indexes: indexes.clone(),
             indexing: Indexing {
@@ -87,6 +88,7 @@ impl Mount {
             headers,
             data,
             chunks,
+            local,
             folder,
             indexes,
             indexing: Indexing { limits, tuning: Tuning::default(), requests: options.connections, habits },

@@ -27,13 +27,13 @@ impl Mount {
         match self.place(file)? {
             Place::Node(id) => match self.tree.node(id) {
                 Some(Node::Config(number)) => Ok(cut(&self.manifest(number)?.config, range)),
-                Some(Node::LayerFile(number)) => self.read_as_file(&self.layer(number)?.descriptor, range).await,
+                Some(Node::LayerFile(number)) => self.read_blob_file(&self.layer(number)?.descriptor, range).await,
                 _ => Err(Error::new(ErrorKind::Unsupported, "read", "a directory has no bytes")),
             },
             Place::Oci(number) => {
                 match in_time(self.options.timeout, oci_view::NAME, self.oci_view()?.content(number)).await? {
                     Content::Bytes(bytes) => Ok(cut(&bytes, range)),
-                    Content::Blob(blob) => self.read_as_file(&blob, range).await,
+                    Content::Blob(blob) => self.read_blob_file(&blob, range).await,
                     Content::Broken(error) => Err(error),
                     Content::Later => Err(Error::new(ErrorKind::NotFound, oci_view::NAME, "no such manifest")),
                 }
@@ -46,7 +46,7 @@ impl Mount {
     }
 
     /// A blob as a file.
-    async fn read_as_file(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
+    async fn read_blob_file(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
         let range = range.start.min(blob.size)..range.end.min(blob.size);
         self.read_in_time(&blob.digest, self.sources.data.read_file(blob, 0..blob.size, range)).await
     }

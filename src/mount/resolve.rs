@@ -12,7 +12,7 @@ use super::manifests::{AT_ONCE, ManifestLimits, Resolved, expand};
 use super::repository::Repository;
 use super::verify::check_signed;
 use super::{Options, in_time, not_done};
-use crate::blob::{BlobSource, Described, Headers, Layout, Offline, ReadAhead};
+use crate::blob::{BlobSource, Described, Headers, Layout, Local, LocalFiles, Offline, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest, LARGEST_MANIFEST, LayoutReference, Manifest, Reference, RegistryReference};
@@ -25,6 +25,7 @@ pub struct Artifact {
     pub headers: Arc<dyn BlobSource>,
     pub data: Arc<dyn BlobSource>,
     pub chunks: Arc<ChunkCache>,
+    pub local: LocalFiles,
     pub traffic: Arc<Traffic>,
     /// False: there is no registry, or it was tried in vain just now.
     pub reachable: bool,
@@ -81,12 +82,14 @@ impl Artifact {
         };
         let limits = ManifestLimits::default();
         let mut parts = expand(root, &name, options.platform.as_ref(), limits, fetch).await?;
-        let source = described(&mut parts, layout);
+        let local = LocalFiles::default();
+        let source = described(&mut parts, layout, &local);
         read_configs(&mut parts, &source, None, limits).await?;
         // The kernel's page cache serves a local file better than a second copy of it.
         let chunks = Arc::new(ChunkCache::new(source.clone(), None, options.memory));
         let (headers, data) = (source.clone(), source);
-        Ok(Self { parts, headers, data, chunks, traffic: Arc::default(), reachable: true, repository })
+        let traffic = Arc::default();
+        Ok(Self { parts, headers, data, chunks, local, traffic, reachable: true, repository })
     }
 
     async fn in_registry(
@@ -120,7 +123,8 @@ impl Artifact {
             Some(registry) => registry.clone(),
             None => Arc::new(Offline),
         };
-        let source = described(&mut parts, source);
+        let local = LocalFiles::default();
+        let source = described(&mut parts, source, &local);
         let (chunks, headers): (_, Arc<dyn BlobSource>) = if options.verify_blobs {
             let disk = disk.ok_or_else(|| unverifiable("there is no cache folder to check layers in"))?;
             let chunks = Arc::new(ChunkCache::of_checked(source, disk, options.memory));
@@ -139,6 +143,7 @@ impl Artifact {
             headers,
             data: Arc::new(ReadAhead::new(Arc::clone(&chunks))),
             chunks,
+            local,
             traffic: registry.as_ref().map(|registry| registry.traffic()).unwrap_or_default(),
             reachable: registry.is_some() && origin != Origin::Fallback,
             repository,
@@ -158,14 +163,16 @@ async fn by<T>(deadline: Instant, options: &Options, object: &str, work: impl Fu
     timeout_at(deadline, work).await.unwrap_or_else(|_| Err(not_done(options.timeout, object)))
 }
 
-/// The source, with what the manifests themselves say of their blobs.
-fn described(parts: &mut [Resolved], source: Arc<dyn BlobSource>) -> Arc<dyn BlobSource> {
+/// The source, with what the manifests themselves say of their blobs, and what lies here as files.
+fn described(parts: &mut [Resolved], source: Arc<dyn BlobSource>, local: &LocalFiles) -> Arc<dyn BlobSource> {
     let (mut inline, mut elsewhere) = (HashMap::new(), HashMap::new());
     for Resolved { manifest, .. } in parts {
         inline.extend(std::mem::take(&mut manifest.inline));
         elsewhere.extend(std::mem::take(&mut manifest.elsewhere));
     }
-    if inline.is_empty() && elsewhere.is_empty() { source } else { Arc::new(Described { source, inline, elsewhere }) }
+    let plain = inline.is_empty() && elsewhere.is_empty();
+    let source = if plain { source } else { Arc::new(Described { source, inline, elsewhere }) };
+    Arc::new(Local { source, files: local.clone() })
 }
 
 pub(super) struct Found {

@@ -33,16 +33,28 @@ impl Folder {
         Ok(Self { fd: Arc::new(fd), path: path.to_owned() })
     }
 
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// A folder in it, which may have to be made.
     pub fn enter(&self, name: &OsStr) -> io::Result<Self> {
-        match mkdirat(&*self.fd, name, FOLDER) {
-            Ok(()) | Err(Errno::EXIST) => self.enter_existing(name),
-            Err(error) => Err(error.into()),
-        }
+        self.enter_as(name, FOLDER).map(|(folder, _)| folder)
+    }
+
+    /// With these permissions, if it has to be made: that is the flag.
+    pub fn enter_as(&self, name: &OsStr, mode: Mode) -> io::Result<(Self, bool)> {
+        is_one_name(name)?;
+        let made = match mkdirat(&*self.fd, name, mode) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((self.enter_existing(name)?, made))
     }
 
     pub fn enter_existing(&self, name: &OsStr) -> io::Result<Self> {
@@ -87,6 +99,13 @@ impl Folder {
         Ok(file)
     }
 
+    /// One that was not there.
+    pub fn new_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
+        is_one_name(name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&*self.fd, name, flags, mode)?.into())
+    }
+
     pub fn has(&self, name: &OsStr) -> bool {
         rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
@@ -118,7 +137,7 @@ fn names(path: &Path) -> io::Result<Vec<&OsStr>> {
     parts.map(name).collect()
 }
 
-fn is_one_name(name: &OsStr) -> io::Result<()> {
+pub fn is_one_name(name: &OsStr) -> io::Result<()> {
     let bytes = name.as_bytes();
     match bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
         true => Err(Errno::INVAL.into()),

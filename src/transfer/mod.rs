@@ -3,13 +3,17 @@
 
 mod attach;
 pub mod copy;
+pub mod diff;
 mod discover;
+mod extract;
 mod folder;
 mod layout_writer;
 pub mod pack;
 pub mod pull;
 pub mod push;
+mod size;
 
 pub use attach::list_by_tag;
 pub use discover::{Attached, discover};
 pub use layout_writer::{Blob, BlobWriter, LayoutWriter};
+pub use size::{Size, size_of};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::Result;
-use crate::mount::{Failed, Found, Holds, Ino, Mount};
+use crate::mount::{Failed, Found, Holds, Ino, Kind, Mount};
 
 /// What is to be pulled.
 #[derive(Default)]
@@ -16,13 +16,16 @@ pub struct Chosen {
     pub failed: Vec<Failed>,
 }
 
-/// Layers by title, digest or path; files and folders by path; globs over paths. Nothing named is all.
+/// Layers by title, digest or path; files and folders by path; globs over paths. Nothing named is all layers, or all of
+/// the tree.
 ///
 /// # Errors
 /// If one of them names nothing.
-pub async fn choose(mount: &Mount, wanted: &[Vec<u8>]) -> Result<Chosen> {
+pub async fn choose(mount: &Mount, wanted: &[Vec<u8>], tree: bool) -> Result<Chosen> {
     let mut chosen = Chosen::default();
-    if wanted.is_empty() {
+    if wanted.is_empty() && tree {
+        take(mount, Found { path: Vec::new(), ino: Ino::ROOT, kind: Kind::Directory }, &mut chosen).await?;
+    } else if wanted.is_empty() {
         chosen.layers.extend(0..mount.layer_count());
     }
     for wanted in wanted {
@@ -53,9 +56,7 @@ async fn take(mount: &Mount, found: Found, chosen: &mut Chosen) -> Result<()> {
             Holds::Layer(number) => {
                 chosen.layers.insert(number);
             }
-            Holds::Member(_) => chosen.members.push(found),
-            // Of a whole manifest it comes only where the tree is made.
-            Holds::Config(_) => chosen.members.push(found),
+            Holds::Member(_) | Holds::Config(_) => chosen.members.push(found),
             Holds::Directory => waiting.extend(below(mount, &found).await?),
         }
     }

@@ -2,21 +2,30 @@
 
 mod blob;
 mod chosen;
+mod done;
+mod layout;
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
+use tokio::task::block_in_place;
 
 pub use blob::There;
 use blob::{PIECES, Place};
 pub use chosen::{Chosen, choose};
+use done::Done;
+pub use layout::{look as look_in_layout, to_layout};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::mount::{Failed, Mount};
-use crate::oci::Descriptor;
+use crate::mount::{Attributes, Failed, Found, Kind, Mount};
+use crate::oci::{Descriptor, UNPACK};
+use crate::transfer::extract::Extraction;
 use crate::transfer::folder::{self, Folder};
 
 /// Layers fetched at once: one finishes while others come.
@@ -29,26 +38,33 @@ pub struct Options {
     pub allow_path_traversal: bool,
     /// A file that is there stays, and is an error if it is another.
     pub keep_old_files: bool,
+    /// Archives become what is in them.
+    pub extract: bool,
+    /// Device nodes are made, too.
+    pub devices: bool,
 }
 
-/// A layer, and the file that it becomes.
+/// A layer, and the file or tree that it becomes.
 #[derive(Debug, Clone)]
 pub struct Item {
     pub blob: Descriptor,
     /// In the output folder; or anywhere, if that is allowed.
     pub path: PathBuf,
+    /// What goes there in place of the blob.
+    pub tree: Option<Attributes>,
 }
 
-/// Where these layers go: under their titles, and those without under the names that a mount gives them.
+/// Where these layers go: under their titles, and those without under the names that a mount gives them, as do all that are
+/// extracted.
 ///
 /// # Errors
 /// If a title leaves the output folder, or if two layers want one place.
-pub fn items(mount: &Mount, layers: &[usize], options: &Options) -> Result<Vec<Item>> {
+pub async fn items(mount: &Mount, layers: &[usize], options: &Options) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::new();
     let mut places: HashMap<PathBuf, usize> = HashMap::new();
     for &number in layers {
         let blob = mount.blob_of_layer(number)?.clone();
-        let Some(path) = path_of(mount, number, &blob, options)? else { continue };
+        let Some((path, tree)) = place_of(mount, number, &blob, options).await? else { continue };
         if let Some(other) = places.get(&path).and_then(|place| items.get(*place)) {
             if other.blob.digest != blob.digest {
                 let cause = format!("two layers have this title: {} and {}", other.blob.digest, blob.digest);
@@ -58,7 +74,7 @@ pub fn items(mount: &Mount, layers: &[usize], options: &Options) -> Result<Vec<I
             continue;
         }
         places.insert(path.clone(), items.len());
-        items.push(Item { blob, path });
+        items.push(Item { blob, path, tree });
     }
     for path in items.iter().map(|item| &item.path) {
         if let Some(above) = path.ancestors().skip(1).find(|above| places.contains_key(*above)) {
@@ -68,6 +84,29 @@ pub fn items(mount: &Mount, layers: &[usize], options: &Options) -> Result<Vec<I
         }
     }
     Ok(items)
+}
+
+/// And the tree that is to be there, where an archive is extracted: also one that oras made of a folder, as oras does.
+async fn place_of(
+    mount: &Mount,
+    number: usize,
+    blob: &Descriptor,
+    options: &Options,
+) -> Result<Option<(PathBuf, Option<Attributes>)>> {
+    let folder = blob.annotations.get(UNPACK).is_some_and(|value| value == "true");
+    if !options.extract && !folder {
+        return Ok(path_of(mount, number, blob, options)?.map(|path| (path, None)));
+    }
+    let Some(shown) = mount.path_of_layer(number) else { return Ok(None) };
+    let top = mount.resolve(shown.as_bytes()).await?;
+    let tree = Some(top).filter(|top| top.kind == Kind::Directory);
+    if options.extract {
+        return Ok(Some((shown.into(), tree)));
+    }
+    // Its members' names begin with the title.
+    let Some(path) = path_of(mount, number, blob, options)? else { return Ok(None) };
+    let inside = mount.resolve(format!("{shown}/{}", blob.title().unwrap_or_default()).as_bytes()).await;
+    Ok(Some((path, inside.ok().filter(|inside| inside.kind == Kind::Directory).or(tree))))
 }
 
 fn path_of(mount: &Mount, number: usize, blob: &Descriptor, options: &Options) -> Result<Option<PathBuf>> {
@@ -90,6 +129,9 @@ impl Item {
     fn place(&self, options: &Options, output: &Folder) -> Result<Place> {
         let keep = options.keep_old_files;
         let failed = |error| folder::failed(&options.output.join(&self.path), &error);
+        if self.tree.is_some() {
+            return Ok(Place { folder: output.clone(), name: self.archive(), keep: false });
+        }
         let (folder, name) = match folder::inside(&self.path) {
             Some(path) => output.to(&path).map_err(failed)?,
             None => {
@@ -101,11 +143,20 @@ impl Item {
         Ok(Place { folder, name, keep })
     }
 
+    /// Where the layer lies until its tree is made.
+    fn archive(&self) -> OsString {
+        format!(".eo-mount-{}.layer", self.blob.digest.hex()).into()
+    }
+
     /// What there is of it already, without making anything. Blocks on the disk.
     pub fn look(&self, mount: &Mount, options: &Options) -> There {
         let nothing = || There { in_cache: mount.cached_bytes(&self.blob, &(0..self.blob.size)), ..There::default() };
-        let path = options.output.join(&self.path);
-        let found = match folder::inside(&self.path) {
+        if self.tree.is_some() && Done::read(&options.output).has(self) {
+            return There { in_folder: self.blob.size, in_cache: 0, finished: true };
+        }
+        let inside = self.tree.map_or_else(|| self.path.clone(), |_| self.archive().into());
+        let path = options.output.join(&inside);
+        let found = match folder::inside(&inside) {
             Some(inside) if options.output.is_dir() => {
                 Folder::open(&options.output).and_then(|output| output.existing(&inside)).ok().flatten()
             }
@@ -124,12 +175,15 @@ impl Item {
 pub async fn pull(
     mount: &Mount,
     items: &[Item],
+    members: &[Found],
     options: &Options,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Failed>> {
     let open = || Folder::open(&options.output).map_err(|error| folder::failed(&options.output, &error));
-    let output = tokio::task::block_in_place(open)?;
+    let output = block_in_place(open)?;
+    let done = Mutex::new(block_in_place(|| Done::read(&options.output)));
     let window = Semaphore::new(PIECES);
+    let pulling = Pulling { mount, options, output: &output, window: &window, done: &done, progress };
     // What two files have in common is fetched once: the second finds it in the cache.
     let mut groups: HashMap<&str, Vec<&Item>> = HashMap::new();
     let mut order = Vec::new();
@@ -144,17 +198,64 @@ pub async fn pull(
     let pulled = stream::iter(groups).map(async |group| {
         let mut failed = Vec::new();
         for item in group {
-            let pulled = async {
-                let place = tokio::task::block_in_place(|| item.place(options, &output))?;
-                blob::fetch(mount, &item.blob, &place, &window, progress).await
-            };
-            if let Err(error) = pulled.await {
+            if let Err(error) = pulling.item(item).await {
                 failed.push(Failed { path: item.path.display().to_string(), error });
             }
         }
         failed
     });
     let failed: Vec<Vec<Failed>> = pulled.buffer_unordered(LAYERS).collect().await;
+    let mut failed: Vec<Failed> = failed.into_iter().flatten().collect();
+    for member in members {
+        if let Err(error) = pulling.member(member).await {
+            failed.push(Failed { path: String::from_utf8_lossy(&member.path).into_owned(), error });
+        }
+    }
     mount.settle().await;
-    Ok(failed.into_iter().flatten().collect())
+    if failed.is_empty() {
+        block_in_place(|| Done::clear(&output)).map_err(|error| folder::failed(&options.output, &error))?;
+    }
+    Ok(failed)
+}
+
+struct Pulling<'a> {
+    mount: &'a Mount,
+    options: &'a Options,
+    output: &'a Folder,
+    window: &'a Semaphore,
+    done: &'a Mutex<Done>,
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Pulling<'_> {
+    async fn item(&self, item: &Item) -> Result<()> {
+        let Self { mount, options, output, window, progress, .. } = self;
+        if item.tree.is_some() && self.done().has(item) {
+            progress(item.blob.size);
+            return Ok(());
+        }
+        let place = block_in_place(|| item.place(options, output))?;
+        blob::fetch(mount, &item.blob, &place, window, progress).await?;
+        let Some(tree) = item.tree else { return Ok(()) };
+        let failed = |error: io::Error| folder::failed(&place.path(), &error);
+        mount.local().add(&item.blob.digest, place.folder.file(&place.name).map_err(failed)?);
+        let extracted = self.extraction(&|_| ()).extract(tree, &item.path).await;
+        mount.local().remove(&item.blob.digest);
+        extracted?;
+        self.done().add(output, item).map_err(failed)?;
+        block_in_place(|| place.folder.remove(&place.name)).map_err(failed)
+    }
+
+    async fn member(&self, member: &Found) -> Result<()> {
+        let attributes = self.mount.attributes(member.ino).await?;
+        self.extraction(self.progress).extract(attributes, Path::new(OsStr::from_bytes(&member.path))).await
+    }
+
+    fn extraction<'b>(&'b self, progress: &'b (dyn Fn(u64) + Sync)) -> Extraction<'b> {
+        Extraction::new(self.mount, self.output.clone(), self.options.keep_old_files, self.options.devices, progress)
+    }
+
+    fn done(&self) -> MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
