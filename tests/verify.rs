@@ -101,7 +101,22 @@ fn what_is_not_signed_and_what_bears_the_signature_of_another_is_refused() {
 fn nothing_of_an_artifact_is_fetched_before_its_signature_is_checked() {
     let (registry, home) = (ScriptedRegistry::start(), Home::new());
     Artifact::new().config("{}", "application/json").tar("a.tar", b"x".repeat(1024)).push(&registry, "data", "v1");
-    assert_eq!(ls(&home, &registry.reference("data:v1"), "cosign.pub", &[]).code, 1);
+    let reference = registry.reference("data:v1");
+    let out = home.path().join("out");
+    let (out, layout) = (out.to_str().unwrap(), format!("oci:{}:v1", home.path().join("layout").display()));
+    for verb in [
+        &["ls", &reference][..],
+        &["index", &reference],
+        &["prefetch", "--all", &reference],
+        &["pull", &reference, "-o", out],
+        &["copy", &reference, &layout],
+        &["discover", &reference],
+    ] {
+        let call = EoMount::bare(PROGRAM).home(&home).args(verb).arg("--verify-key").arg(fixture("cosign.pub"));
+        let refused = call.output();
+        assert_eq!(refused.code, 1, "{verb:?}");
+        assert!(refused.stderr.contains("it has no signature"), "{verb:?}: {}", refused.stderr);
+    }
     assert!(registry.requests().iter().all(|request| !request.path.contains("/blobs/")));
 }
 

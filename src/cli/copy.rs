@@ -14,7 +14,7 @@ use super::progress;
 use super::push::{Summary, moved_in};
 use crate::cache::{CacheFolder, Uploads};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mount::Options;
+use crate::mount::{Options, Repository};
 use crate::oci::{LayoutReference, Reference};
 use crate::registry::Registry;
 use crate::transfer::LayoutWriter;
@@ -89,6 +89,8 @@ impl Command {
             reading.access.login = None;
         }
         let artifact = source(&from, &reading).await?;
+        // No blob is read before.
+        Repository::open(&self.from, &reading)?.check_signed(&artifact.root().digest, &reading).await?;
         progress::show_bytes(&bar, artifact.bytes());
         let jobs = self.jobs.into();
         let done = match to {

@@ -125,6 +125,9 @@ impl Command {
         let failed = |error: Error| Failure::artifact(&error);
         let (source, reference) = self.source().map_err(failed)?;
         let options = self.common.options()?;
+        if options.verify_key.is_some() {
+            return Err(failed(Error::new(ErrorKind::Usage, "--verify-key", "what is pushed is not checked")));
+        }
         if options.offline {
             return Err(failed(Error::new(ErrorKind::Usage, "--offline", "nothing can be pushed without a network")));
         }

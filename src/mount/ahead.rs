@@ -60,13 +60,15 @@ impl Mount {
         Ok(match self.place(ino)? {
             Place::Entry { layer, entry: LayerIndex::ROOT } => Holds::Layer(layer),
             Place::Entry { layer, .. } => Holds::Member(layer),
+            Place::Oci(_) => {
+                let error = Error::new(ErrorKind::Unsupported, ".oci", "it is not taken from there");
+                return Err(error.hint("name the layers as the mount shows them"));
+            }
             Place::Node(id) => match self.tree.node(id) {
                 Some(Node::Layer(number) | Node::LayerFile(number)) => Holds::Layer(number),
                 Some(Node::Config(number)) => Holds::Config(number),
                 _ => Holds::Directory,
             },
-            // What is in `.oci` is in the tree, too, or attached; nobody asks by path for it.
-            Place::Oci(_) => Holds::Directory,
         })
     }
 

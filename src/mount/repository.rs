@@ -102,6 +102,12 @@ impl Repository {
         Ok((typed(digest, &bytes)?, bytes))
     }
 
+    /// # Errors
+    /// Where the user trusts a key, and no signature of this manifest is one of it.
+    pub async fn check_signed(&self, manifest: &Digest, options: &Options) -> Result<()> {
+        check_signed(self, manifest, options).await
+    }
+
     /// Another manifest, checked.
     pub async fn manifest(&self, manifest: &Descriptor) -> Result<Bytes> {
         match &self.at {
