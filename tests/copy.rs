@@ -111,6 +111,16 @@ fn what_arrives_wrong_is_not_copied() {
 }
 
 #[test]
+fn a_platform_is_refused_because_all_of_an_index_goes() {
+    let home = Home::new();
+    for verb in ["copy", "push"] {
+        let said = call(&home, verb, &["oci:layout:1", "localhost:1/b:1", "--platform", "linux/arm64"]);
+        assert_eq!(said.code, 2, "{}", said.stderr);
+        assert!(said.stderr.contains("by digest"), "{}", said.stderr);
+    }
+}
+
+#[test]
 fn a_login_that_is_given_for_one_registry_is_not_shown_to_the_other() {
     let (registry, target, home) = (ScriptedRegistry::start(), ScriptedRegistry::start(), Home::new());
     target.take_uploads(Takes::default());

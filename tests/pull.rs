@@ -248,6 +248,16 @@ fn titles_that_leave_the_folder_are_refused_and_links_in_it_not_followed() {
 }
 
 #[test]
+fn titles_that_are_names_of_unfinished_files_are_refused() {
+    for title in [".eo-mount-extracted", "sub/.eo-mount-00.part", ".eo-mount-x/a"] {
+        let dataset = Dataset::of(Artifact::new().layer(Some(title), "text/plain", "a"));
+        let said = dataset.pull(&[]);
+        assert!(said.code == 1 && said.stderr.contains("this program keeps"), "{}", said.stderr);
+        assert_eq!(dataset.registry.blob_requests(), 0);
+    }
+}
+
+#[test]
 fn two_layers_of_one_title_are_refused_unless_they_are_the_same() {
     let twice = Artifact::new().layer(Some("a.txt"), "text/plain", "a").layer(Some("a.txt"), "text/plain", "a");
     let dataset = Dataset::of(twice.clone());

@@ -209,6 +209,16 @@ fn a_published_sample_of_three_layers_is_not_sent_again_with_all_of_them() {
 }
 
 #[test]
+fn a_repository_to_mount_from_that_may_not_be_read_costs_no_push() {
+    let (registry, publisher) = (ScriptedRegistry::start(), Publisher::new());
+    registry.take_uploads(Takes::default());
+    fs::write(publisher.path("a.tar"), "layer").unwrap();
+    let mounts = registry.fault(Matcher::path("mount=").method("POST"), Fault::status(401), ALWAYS);
+    let (pushed, _) = publisher.push(&[&registry.reference("pastis:1"), "a.tar", "--mount-from", "secret"]);
+    assert!(mounts.met() > 0 && states(&pushed).contains(&"sent"), "{pushed}");
+}
+
+#[test]
 fn a_second_push_takes_one_request_a_blob() {
     let (registry, (publisher, _)) = (ScriptedRegistry::start(), Publisher::of_sample());
     registry.take_uploads(Takes::default());
@@ -329,6 +339,38 @@ fn where_the_registry_cannot_go_on_it_is_said_and_the_blob_sent_again() {
     assert!(said.contains("cannot go on") && said.contains("it begins again"), "{said}");
     let (_, said) = killed_and_called_again(Takes { status: false, ..Takes::default() }, 48 * MIB);
     assert!(said.contains("cannot go on"), "{said}");
+}
+
+#[test]
+fn an_upload_that_begins_again_is_written_down_too() {
+    let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(48 * MIB));
+    registry.take_uploads(Takes::default());
+    let reference = registry.reference("pastis:1");
+    let patches = || Matcher::kind(Kind::Upload).method("PATCH");
+    registry.fault(patches().nth(2), Fault::status(403), 1);
+    publisher.refused(&[&reference, "big.tar"]);
+    // The registry has forgotten that one; of the next it takes two chunks.
+    registry.fault(Matcher::kind(Kind::Upload).method("GET"), Fault::status(404), 1);
+    registry.fault(patches().nth(3), Fault::status(403), 1);
+    assert!(publisher.call(&[&reference, "big.tar"]).stderr.contains("it begins again"));
+    assert_eq!(publisher.uploads(), 1);
+    let (_, said) = publisher.push(&[&reference, "big.tar"]);
+    assert_eq!(said, "");
+}
+
+#[test]
+fn an_outage_when_an_upload_is_to_go_on_does_not_begin_it_again() {
+    let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(48 * MIB));
+    registry.take_uploads(Takes::default());
+    let reference = registry.reference("pastis:1");
+    registry.fault(Matcher::kind(Kind::Upload).method("PATCH").nth(3), Fault::status(403), 1);
+    publisher.refused(&[&reference, "big.tar"]);
+    // More than somebody at a terminal waits for.
+    let outage = registry.fault(Matcher::kind(Kind::Upload).method("GET"), Fault::HangUp, 5);
+    let (_, said) = publisher.push(&[&reference, "big.tar"]);
+    assert_eq!(outage.met(), 5);
+    assert_eq!(said, "");
+    assert!(registry.received() < 52 * MIB, "{}", registry.received());
 }
 
 #[test]

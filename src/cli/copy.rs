@@ -11,7 +11,7 @@ use super::common::Common;
 use super::failure::Failure;
 use super::interrupt::until_signal;
 use super::progress;
-use super::push::{Summary, moved_in};
+use super::push::{Summary, all_platforms, moved_in};
 use crate::cache::{CacheFolder, Uploads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Options, Repository};
@@ -64,6 +64,7 @@ impl Command {
     async fn copy(&self) -> Result<(), Failure> {
         let failed = |error: Error| Failure::artifact(&error);
         let options = self.common.options()?;
+        all_platforms(&options).map_err(failed)?;
         let to: Reference = self.to.parse().map_err(failed)?;
         let stop = Arc::default();
         let copied = until_signal(&stop, self.copied(&to, &options, &stop)).await?;
@@ -107,7 +108,7 @@ impl Command {
                     return Err(Error::new(ErrorKind::Usage, &self.to, cause).hint("name a tag"));
                 }
                 let layout = LayoutWriter::open(directory)?;
-                to_layout(&artifact, &layout, tag.as_deref(), jobs, &moved).await
+                to_layout(&artifact, &layout, tag.as_deref(), jobs, stop, &moved).await
             }
         };
         bar.finish_and_clear();

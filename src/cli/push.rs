@@ -17,6 +17,7 @@ use super::interrupt::until_signal;
 use super::progress;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mount::Options;
 use crate::oci::{Descriptor, LayoutReference, Reference, RegistryReference};
 use crate::registry::Registry;
 use crate::transfer::push::{Artifact, FileLayer, Files, Moved, Push, Pushed, State, is_path_outside};
@@ -97,6 +98,13 @@ enum Source {
     Files(Files),
 }
 
+/// An index goes with all that it lists.
+pub fn all_platforms(options: &Options) -> Result<()> {
+    let cause = "an index is sent with the manifests of all platforms";
+    let refused = || Error::new(ErrorKind::Usage, "--platform", cause).hint("name one of its manifests by digest");
+    options.platform.as_ref().map_or(Ok(()), |_| Err(refused()))
+}
+
 #[derive(Serialize)]
 pub struct Summary {
     reference: String,
@@ -128,6 +136,7 @@ impl Command {
         if options.verify_key.is_some() {
             return Err(failed(Error::new(ErrorKind::Usage, "--verify-key", "what is pushed is not checked")));
         }
+        all_platforms(&options).map_err(failed)?;
         if options.offline {
             return Err(failed(Error::new(ErrorKind::Usage, "--offline", "nothing can be pushed without a network")));
         }

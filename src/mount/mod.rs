@@ -38,7 +38,7 @@ pub use ahead::{Archive, Holds};
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
-pub use manifests::Resolved;
+pub use manifests::{Resolved, sized};
 use oci_view::OciView;
 pub use prefetch::{Fetched, Plan};
 pub use repository::Repository;

@@ -102,7 +102,9 @@ impl Registry {
         scope: &Scope,
         object: &str,
     ) -> Result<(Response, Url)> {
-        let mut retry = Retry::a_few_times_within(self.timeout);
+        // Whoever has just called wants to know soon; what has run for hours outlives an outage.
+        let retry = if self.traffic.count().requests == 0 { Retry::a_few_times_within } else { Retry::within };
+        let mut retry = retry(self.timeout);
         loop {
             let request = self.origin().request(method.clone(), path, headers.clone(), body, scope, object);
             let failure = match timeout_at(retry.deadline(), request).await {

@@ -1,5 +1,7 @@
 //! Fills an image layout with an artifact, from wherever it is. Into a registry it is pushed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 
@@ -12,7 +14,7 @@ use crate::oci::Descriptor;
 const PIECE: u64 = 1 << 20;
 const AT_ONCE: usize = 4;
 
-/// Blobs, manifests, then the tag. `jobs`: blobs at once.
+/// Blobs, manifests, then the tag. `jobs`: blobs at once. `stop`: whether to end before the next piece.
 ///
 /// # Errors
 /// The first; blobs that are whole by then stay there.
@@ -21,10 +23,11 @@ pub async fn to_layout(
     layout: &LayoutWriter,
     tag: Option<&str>,
     jobs: usize,
+    stop: &AtomicBool,
     moved: &Moved,
 ) -> Result<Pushed> {
     let blobs = stream::iter(&artifact.blobs)
-        .map(async |blob| Ok::<_, Error>((blob.clone(), bring(artifact, layout, blob, moved).await?)))
+        .map(async |blob| Ok::<_, Error>((blob.clone(), bring(artifact, layout, blob, stop, moved).await?)))
         .buffered(jobs)
         .try_collect()
         .await?;
@@ -44,10 +47,20 @@ pub async fn to_layout(
     Ok(Pushed { digest: root.digest, blobs })
 }
 
-async fn bring(artifact: &Artifact, layout: &LayoutWriter, blob: &Descriptor, moved: &Moved) -> Result<State> {
+async fn bring(
+    artifact: &Artifact,
+    layout: &LayoutWriter,
+    blob: &Descriptor,
+    stop: &AtomicBool,
+    moved: &Moved,
+) -> Result<State> {
     let pieces = stream::iter((0..blob.size).step_by(PIECE as usize))
         .map(async |start| artifact.source.read(blob, start..start.saturating_add(PIECE).min(blob.size)).await)
         .buffered(AT_ONCE)
+        .map(|piece| match stop.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Io, &blob.digest, "interrupted").hint("copy again: whole blobs stay")),
+            false => piece,
+        })
         .inspect_ok(|piece| moved(piece.len() as i64));
     match layout.copy(blob, pieces).await?.existed {
         true => {

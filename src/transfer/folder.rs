@@ -110,6 +110,14 @@ impl Folder {
         rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
+    /// Whether an open file still is what has this name.
+    pub fn is_at(&self, file: &File, name: &OsStr) -> bool {
+        let now = rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        now.is_ok_and(|now| {
+            rustix::fs::fstat(file).is_ok_and(|own| (own.st_dev, own.st_ino) == (now.st_dev, now.st_ino))
+        })
+    }
+
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
         match unlinkat(&*self.fd, name, AtFlags::empty()) {
             Err(error) if error != Errno::NOENT => Err(error.into()),

@@ -83,7 +83,7 @@ impl Registry {
 impl Upload<'_> {
     async fn send(&mut self) -> Result<()> {
         let mut whole = self.blob.size <= CHUNK;
-        let mut session = if whole { None } else { self.kept_session().await };
+        let mut session = if whole { None } else { self.kept_session().await? };
         let mut beginnings = 0;
         loop {
             let current = match session.take() {
@@ -139,21 +139,30 @@ impl Upload<'_> {
     }
 
     /// What another process has begun, if the registry still has it.
-    async fn kept_session(&self) -> Option<Session> {
-        let kept = Arc::clone(self.kept.as_ref()?);
-        let address = tokio::task::spawn_blocking(move || kept.load()).await.ok()??;
-        let url: Url = address.parse().ok()?;
+    async fn kept_session(&self) -> Result<Option<Session>> {
+        let Some(kept) = self.kept.clone() else { return Ok(None) };
+        let address = tokio::task::spawn_blocking(move || kept.load()).await.ok().flatten();
+        let Some(url) = address.and_then(|address| address.parse::<Url>().ok()) else { return Ok(None) };
         let origin = self.registry.origin();
-        origin.web.targets.check(&url, origin.base()).ok()?;
-        match self.status(&Session { url, offset: 0 }).await {
+        if origin.web.targets.check(&url, origin.base()).is_err() {
+            return Ok(None);
+        }
+        let session = Session { url, offset: 0 };
+        let mut status = self.status(&session).await;
+        if matches!(&status, Err(Ended::Final(error)) if error.is_of_the_network()) {
+            // An outage says nothing about the upload: the registry is asked once more when it answers anything at all.
+            self.registry.blob_exists(&self.blob.digest).await?;
+            status = self.status(&session).await;
+        }
+        match status {
             Ok(session) => {
                 tracing::info!("{}: going on at byte {} of {}", self.object(), session.offset, self.blob.size);
-                Some(session)
+                Ok(Some(session))
             }
+            // The file stays, locked: the next session is written over this one.
             Err(Ended::Final(error) | Ended::Lost(error) | Ended::NoChunks(error)) => {
                 tracing::warn!("{error}; the registry cannot go on with what was sent before: it begins again");
-                self.keep(None).await;
-                None
+                Ok(None)
             }
         }
     }
@@ -279,7 +288,7 @@ impl Upload<'_> {
             self.bytes.check(range.start).await?;
         }
         let headers = self.headers(&range).map_err(Failure::into_error)?;
-        let mut retry = Retry::a_few_times_within(self.registry.timeout);
+        let mut retry = Retry::within(self.registry.timeout);
         loop {
             let failure = match self.body(Method::PUT, &url, headers.clone(), &range).await {
                 Ok((answer, _)) if answer.status().is_success() => return Ok(()),

@@ -84,7 +84,8 @@ struct Unfinished {
 }
 
 impl Unfinished {
-    fn open(place: &Place, blob: &Descriptor) -> Result<Self> {
+    /// `None`: somebody else has just finished it.
+    fn open(place: &Place, blob: &Descriptor) -> Result<Option<Self>> {
         let failed = |error: io::Error| place.failed(&error);
         let mut file = place.folder.file_to_write(&place.unfinished(blob)).map_err(failed)?;
         // Where the file system has no locks, it goes without.
@@ -92,13 +93,20 @@ impl Unfinished {
             let error = Error::new(ErrorKind::Io, place.path().display(), "somebody else is pulling it");
             return Err(error.hint("wait for that, or choose another folder with -o"));
         }
+        if !place.folder.is_at(&file, &place.unfinished(blob)) {
+            return Ok(None);
+        }
         let at = file.metadata().map_err(failed)?.len().min(blob.size);
         let mut hasher = blob.digest.hasher();
         hash(&mut file, at, &mut hasher).map_err(failed)?;
-        Ok(Self { file, hasher, at })
+        Ok(Some(Self { file, hasher, at }))
     }
 
-    fn start_again(&mut self, blob: &Descriptor) -> io::Result<()> {
+    fn start_again(&mut self, place: &Place, blob: &Descriptor) -> io::Result<()> {
+        // Without locks it may have been given its name.
+        if !place.folder.is_at(&self.file, &place.unfinished(blob)) {
+            return Err(io::Error::other("somebody else has taken what was there of it"));
+        }
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         (self.hasher, self.at) = (blob.digest.hasher(), 0);
@@ -135,12 +143,17 @@ pub async fn fetch(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
     let (at, of) = (place.clone(), blob.clone());
-    let mut unfinished = blocking(blob, move || match at.is_finished(&of) {
-        true => Ok(None),
-        false if at.keep && at.folder.has(&at.name) => {
-            Err(at.failed(&io::Error::new(io::ErrorKind::AlreadyExists, "another file of that name is there")))
+    let mut unfinished = blocking(blob, move || {
+        while !at.is_finished(&of) {
+            if at.keep && at.folder.has(&at.name) {
+                let error = io::Error::new(io::ErrorKind::AlreadyExists, "another file of that name is there");
+                return Err(at.failed(&error));
+            }
+            if let Some(part) = Unfinished::open(&at, &of)? {
+                return Ok(Some(part));
+            }
         }
-        false => Unfinished::open(&at, &of).map(Some),
+        Ok(None)
     })
     .await?;
     let Some(mut part) = unfinished.take() else {
@@ -153,7 +166,7 @@ pub async fn fetch(
     if checked.is_err() && !fresh {
         // What was kept of it may be to blame.
         mount.drop_wrong(blob);
-        part.start_again(blob).map_err(|error| place.failed(&error))?;
+        part.start_again(place, blob).map_err(|error| place.failed(&error))?;
         checked = fetch_rest(mount, blob, place, &mut part, window, &|_| ()).await?;
     }
     let (at, of) = (place.clone(), blob.clone());
@@ -227,6 +240,21 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_somebody_else_has_finished_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { folder: Folder::open(dir.path()).unwrap(), name: "a.tar".into(), keep: false };
+        let digest = crate::oci::Digest::sha256_of(b"whole");
+        let blob = Descriptor { digest, size: 5, media_type: String::new(), annotations: Default::default() };
+        let part = place.unfinished(&blob);
+        std::fs::write(dir.path().join(&part), "whole").unwrap();
+        let mut late = Unfinished::open(&place, &blob).unwrap().unwrap();
+        place.folder.rename(&part, &place.name, false).unwrap();
+        assert!(late.start_again(&place, &blob).is_err());
+        assert_eq!(std::fs::read(place.path()).unwrap(), b"whole");
+        assert!(place.is_finished(&blob));
+    }
 
     #[test]
     fn pieces_end_where_chunks_end() {

@@ -30,6 +30,8 @@ use crate::transfer::folder::{self, Folder};
 
 /// Layers fetched at once: one finishes while others come.
 const LAYERS: usize = 4;
+/// How names of files begin that are there for the next call.
+const OWN: &str = ".eo-mount-";
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -58,13 +60,18 @@ pub struct Item {
 /// extracted.
 ///
 /// # Errors
-/// If a title leaves the output folder, or if two layers want one place.
+/// If a title leaves the output folder or is one of our own names, or if two layers want one place.
 pub async fn items(mount: &Mount, layers: &[usize], options: &Options) -> Result<Vec<Item>> {
     let mut items: Vec<Item> = Vec::new();
     let mut places: HashMap<PathBuf, usize> = HashMap::new();
     for &number in layers {
         let blob = mount.blob_of_layer(number)?.clone();
         let Some((path, tree)) = place_of(mount, number, &blob, options).await? else { continue };
+        if path.iter().any(|name| name.as_bytes().starts_with(OWN.as_bytes())) {
+            let cause = format!("the title of layer {} is a name of files that this program keeps there", blob.digest);
+            let hint = "name the layers that are wanted, or fetch this one by its digest: oras blob fetch";
+            return Err(Error::new(ErrorKind::Denied, path.display(), cause).hint(hint));
+        }
         if let Some(other) = places.get(&path).and_then(|place| items.get(*place)) {
             if other.blob.digest != blob.digest {
                 let cause = format!("two layers have this title: {} and {}", other.blob.digest, blob.digest);

@@ -12,6 +12,7 @@ use super::unique;
 use crate::blob::{BlobSource, Described, Layout};
 use crate::cache::DiskCache;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mount::sized;
 use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference};
 use crate::registry::Registry;
 
@@ -157,7 +158,7 @@ impl Artifact {
                 if child.size > LARGEST_MANIFEST {
                     return Err(Error::new(ErrorKind::Limit, &child.digest, "a manifest of more than 4 MiB"));
                 }
-                Ok((child.digest.clone(), child.media_type.clone(), fetch(child).await?))
+                Ok((child.digest.clone(), child.media_type.clone(), sized(fetch(child).await?, child)?))
             });
             next = fetching.buffered(AT_ONCE).try_collect().await?;
         }

@@ -103,8 +103,12 @@ impl Push {
             return Ok(State::Exists);
         }
         for from in &self.mount_from {
-            if self.registry.mount_blob(&blob.digest, from).await? {
-                return Ok(State::Mounted);
+            match self.registry.mount_blob(&blob.digest, from).await {
+                Ok(true) => return Ok(State::Mounted),
+                Ok(false) => {}
+                // Where that may not be read, what is here is sent.
+                Err(error) if error.kind == ErrorKind::Denied => tracing::debug!("not mounted from {from}: {error}"),
+                Err(error) => return Err(error),
             }
         }
         let kept = match self.uploads.clone() {
