@@ -376,6 +376,24 @@ fn a_mirror_that_fails_or_lies_makes_no_difference() {
 }
 
 #[test]
+fn a_mirror_with_other_bytes_is_found_out_by_the_digest_and_left_out() {
+    let scene = Scene::new();
+    let mirror = ScriptedRegistry::start();
+    scene.registry.share_blobs_with(&mirror);
+    mirror.fault(Matcher::blob(&scene.layers[0]), Fault::WrongBytes, ALWAYS);
+    let mirrored = ["--verify", "blob", "--mirror", &format!("http://{}", mirror.address())];
+    let mounted = scene.call().args(mirrored).mount();
+    // The first look may fail; the next one asks the registry.
+    let look = |layer: &Path| {
+        !layer.is_dir() || std::fs::read_dir(layer).is_ok_and(|mut list| list.all(|entry| entry.is_ok()))
+    };
+    let all = || std::fs::read_dir(mounted.path()).unwrap().all(|layer| look(&layer.unwrap().path()));
+    assert!(wait_until(SOON, all), "{}", mounted.log());
+    assert!(mounted.log().contains("it is dropped"), "{}", mounted.log());
+    scene.compare(&mounted);
+}
+
+#[test]
 fn a_manifest_of_a_mirror_that_has_another_digest_is_not_believed() {
     let scene = Scene::new();
     let mirror = ScriptedRegistry::start();

@@ -135,6 +135,12 @@ impl Artifact {
         };
         if let Some(registry) = &registry {
             registry.keep_passing_in(&chunks);
+            let registry = Arc::downgrade(registry);
+            chunks.on_wrong(move |digest| {
+                if let Some(registry) = registry.upgrade() {
+                    registry.distrust_mirrors(digest);
+                }
+            });
         }
         by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await?;
         found_is_kept(&reference, &found, manifests).await?;

@@ -145,6 +145,13 @@ impl Registry {
         Failure::Passing { error, not_before: None }
     }
 
+    /// They are not asked for this blob any more: what they or the registry gave of it was wrong.
+    pub fn distrust_mirrors(&self, digest: &Digest) {
+        for mirror in &self.mirrors {
+            mirror.leave_out(digest);
+        }
+    }
+
     /// Why no one is worth asking now.
     pub(super) async fn all_dead(&self, digest: &Digest) -> Option<Error> {
         for mirror in self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(Some(digest))) {

@@ -42,7 +42,7 @@ struct Known {
     /// Blobs are redirected here.
     redirects: bool,
     blobs: LruCache<Digest, Arc<tokio::sync::Mutex<Option<Resolved>>>>,
-    /// A mirror does not have them.
+    /// A mirror does not have them, or has other bytes.
     missing: LruCache<Digest, ()>,
     /// Not to be asked before.
     failed_until: Option<Instant>,
@@ -201,6 +201,11 @@ impl Endpoint {
         let mut known = self.known();
         let missing = digest.is_some_and(|digest| known.missing.get(digest).is_some());
         allowed && !missing && known.failed_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// A mirror is not asked for this blob.
+    pub fn leave_out(&self, digest: &Digest) {
+        self.known().missing.put(digest.clone(), ());
     }
 
     /// Takes note of a mirror's failure.

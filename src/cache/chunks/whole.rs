@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Shared};
@@ -27,7 +27,7 @@ pub struct Whole {
     /// Every blob is checked before it is read.
     all: bool,
     state: Mutex<State>,
-    on_wrong: OnceLock<OnWrong>,
+    on_wrong: Mutex<Vec<OnWrong>>,
 }
 
 #[derive(Default)]
@@ -50,6 +50,10 @@ impl Whole {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on_wrong(&self) -> MutexGuard<'_, Vec<OnWrong>> {
+        self.on_wrong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,8 +81,7 @@ impl ChunkCache {
 
     /// Has this called with the digest of each blob that turns out to be another, when nothing of it is given out any more.
     pub fn on_wrong(&self, call: impl Fn(&Digest) + Send + Sync + 'static) {
-        // There is one mount for a cache.
-        let _ = self.shared.whole.on_wrong.set(Box::new(call));
+        self.shared.whole.on_wrong().push(Box::new(call));
     }
 
     pub(super) fn read_checked(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
@@ -209,7 +212,7 @@ impl SharedState {
         if let Err(error) = file.drop_all() {
             tracing::warn!("{}: {error}", blob.digest);
         }
-        if let Some(call) = self.whole.on_wrong.get() {
+        for call in self.whole.on_wrong().iter() {
             call(&blob.digest);
         }
     }
