@@ -9,6 +9,7 @@ use eo_mount_testing::tools::{oras, project};
 use eo_mount_testing::wait::wait_until;
 
 use crate::report::Setting;
+use crate::site::timed;
 
 /// Debian's, which GDAL's module is for.
 pub const PYTHON: &str = "/usr/bin/python3";
@@ -133,6 +134,12 @@ pub fn ab(url: &str, bytes: u64, requests: u64, at_once: usize) -> f64 {
     assert!(figure("Non-2xx responses:").is_none(), "the registry refuses ab: {said}");
     assert_eq!(figure("Complete requests:"), Some(requests.to_string()), "{said}");
     figure("Time taken for tests:").and_then(|text| text.parse().ok()).expect("ab says how long it took")
+}
+
+/// Downloads without keeping, from the start again until it works. Seconds.
+pub fn curl_with_retries(url: &str) -> f64 {
+    let again = ["--retry", "100", "--retry-all-errors", "--retry-delay", "0"];
+    timed(|| drop(said(patient("curl").args(["--silent", "--fail", "--output", "/dev/null"]).args(again).arg(url))))
 }
 
 /// Downloads without keeping. Seconds.

@@ -13,6 +13,9 @@ use super::traffic::Traffic;
 use super::transport;
 use crate::error::{Error, ErrorKind};
 
+/// Longer than any deadline; a clock cannot tell times that are too far away.
+const MOST_PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// What to make of an answer that is not the one hoped for.
 pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
     let status = answer.status();
@@ -39,11 +42,11 @@ pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     let text = |name: HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     let wish = text(RETRY_AFTER)?;
     if let Ok(seconds) = wish.parse() {
-        return Some(Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds).min(MOST_PATIENCE));
     }
     let date = |text: &str| httpdate::parse_http_date(text).ok();
     let now = text(DATE).and_then(date).unwrap_or(now);
-    Some(date(wish)?.duration_since(now).unwrap_or_default())
+    Some(date(wish)?.duration_since(now).unwrap_or_default().min(MOST_PATIENCE))
 }
 
 /// Errors below HTTP may pass, but for an address that was refused.
@@ -92,6 +95,8 @@ mod tests {
             retry_after(&headers, now).map(|wait| wait.as_secs())
         };
         assert_eq!(ask("120", None), Some(120));
+        assert_eq!(ask("18446744073709551615", None), Some(7 * 24 * 3600));
+        assert_eq!(ask("Fri, 31 Dec 9999 23:59:59 GMT", None), Some(7 * 24 * 3600));
         assert_eq!(ask("Fri, 31 Dec 1999 23:59:59 GMT", None), Some(59));
         assert_eq!(ask("Fri, 31 Dec 1999 23:59:59 GMT", Some("Fri, 31 Dec 1999 23:59:57 GMT")), Some(2));
         assert_eq!(ask("Thu, 31 Dec 1998 23:59:59 GMT", None), Some(0));

@@ -1,5 +1,5 @@
 //! What is known of a host: whether it asked for patience, and whether it answers at all. A host that is dead costs a new
-//! read nothing; one request a second finds out when it is back.
+//! read nothing; two requests a second find out when it is back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,8 +19,10 @@ const PROBE: Duration = Duration::from_millis(500);
 const IDLE_PROBE: Duration = Duration::from_secs(10);
 /// Without a read for so long nobody wants it.
 const IDLE: Duration = Duration::from_secs(60);
-/// Time for a probe's answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A host that nobody has wanted for so long is forgotten.
+const FORGET: Duration = Duration::from_secs(600);
+/// Time for a probe's answer: the longer the host has been silent, the more, for it may only be far away or busy.
+const PROBE_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 /// Hosts remembered: a storage may have many.
 const HOSTS: usize = 64;
 
@@ -131,7 +133,10 @@ impl Host {
     pub fn silent(self: &Arc<Self>, cause: &str) {
         let mut state = self.state();
         match &mut state.silence {
-            Some(silence) => silence.cause = cause.to_owned(),
+            Some(silence) => {
+                silence.cause = cause.to_owned();
+                silence.wanted = Instant::now();
+            }
             None => {
                 state.silence = Some(Silence {
                     since: SystemTime::now(),
@@ -159,20 +164,26 @@ impl Host {
             format!("no answer from {} since {since}: {}", self.probe.host_str().unwrap_or_default(), silence.cause);
         Some(
             Error::new(ErrorKind::Unreachable, object, cause)
-                .hint("it is tried each second, and read again when it answers"),
+                .hint("it is tried twice a second, and read again when it answers"),
         )
     }
 
     /// How long until the next probe; `None`: there is nothing to find out.
     fn next_probe(&self) -> Option<Duration> {
-        let state = self.state();
-        let silence = state.silence.as_ref()?;
-        Some(if silence.exhausted && silence.wanted.elapsed() > IDLE { IDLE_PROBE } else { PROBE })
+        let mut state = self.state();
+        let unwanted = state.silence.as_ref()?.wanted.elapsed();
+        if unwanted > FORGET {
+            state.silence = None;
+            return None;
+        }
+        Some(if unwanted > IDLE { IDLE_PROBE } else { PROBE })
     }
 
     async fn try_it(&self) {
         self.traffic.request();
-        match tokio::time::timeout(PROBE_TIMEOUT, self.http.get(self.probe.clone()).send()).await {
+        let since = self.state().silence.as_ref().and_then(|silence| silence.since.elapsed().ok());
+        let patience = (since.unwrap_or_default() / 4).clamp(PROBE_TIMEOUT[0], PROBE_TIMEOUT[1]);
+        match tokio::time::timeout(patience, self.http.get(self.probe.clone()).send()).await {
             Ok(Ok(_)) => self.answered(),
             _ => {
                 if let Some(silence) = &mut self.state().silence {

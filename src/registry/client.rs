@@ -20,7 +20,7 @@ use crate::oci::{Digest, RegistryReference};
 /// A bandwidth must not make reads wait for longer than this part of the timeout because too many share it.
 const SHARE_OF_TIMEOUT: u64 = 4;
 /// Bytes of the longest requests.
-const LONGEST_REQUEST: u64 = 1 << 20;
+const LONGEST_REQUEST: u64 = 2 << 20;
 
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
@@ -130,7 +130,9 @@ impl Registry {
 
     /// What one attempt at an endpoint may take: a mirror leaves time for the registry.
     pub(super) fn limit(&self, endpoint: &Endpoint, deadline: Instant) -> Instant {
-        if self.is_origin(endpoint) { deadline } else { deadline.min(Instant::now() + self.timeout / 3) }
+        let mirrors = u32::try_from(self.mirrors.len()).unwrap_or(u32::MAX);
+        let share = self.timeout / mirrors.saturating_add(2);
+        if self.is_origin(endpoint) { deadline } else { deadline.min(Instant::now() + share) }
     }
 
     /// An attempt failed: of a mirror it is only remembered.

@@ -69,12 +69,12 @@ impl Place {
             .map_err(|error| Error::new(ErrorKind::Usage, self, format!("not an address: {error}")))
     }
 
-    /// What registries.conf calls insecure: any certificate will do, and plain HTTP where there is no TLS.
+    /// What registries.conf calls insecure: any certificate will do, and plain HTTP to read from. The last is for writing, too.
     fn or_insecure(self, insecure: bool) -> Vec<Self> {
         if !insecure || self.plain_http.is_some() {
             return vec![self];
         }
-        vec![Self { plain_http: Some(false), insecure: true, ..self.clone() }, Self { plain_http: Some(true), ..self }]
+        vec![Self { plain_http: Some(true), ..self.clone() }, Self { plain_http: Some(false), insecure: true, ..self }]
     }
 
     /// `host[:port][/namespace…]` with the rest of the repository's name behind it.
@@ -313,8 +313,8 @@ mod tests {
             of("ign/pastis:1"),
             [
                 ("https://mirror.example/v2/hub/ign/pastis/".into(), true, true),
-                ("https://localhost:5001/v2/ign/pastis/".into(), false, true),
                 ("http://localhost:5001/v2/ign/pastis/".into(), false, true),
+                ("https://localhost:5001/v2/ign/pastis/".into(), false, true),
                 ("https://registry-1.docker.io/v2/ign/pastis/".into(), true, true),
             ]
         );
@@ -330,8 +330,8 @@ mod tests {
             of("plain.example:5000/a/b"),
             [
                 ("https://m.example/v2/a/b/".into(), false, true),
-                ("https://plain.example:5000/v2/a/b/".into(), true, true),
-                ("http://plain.example:5000/v2/a/b/".into(), true, true)
+                ("http://plain.example:5000/v2/a/b/".into(), true, true),
+                ("https://plain.example:5000/v2/a/b/".into(), true, true)
             ]
         );
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use super::transport::proxy_hosts;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Names of the metadata services of clouds, which hand out credentials to whoever asks from inside.
@@ -40,7 +41,8 @@ struct Rules {
 impl Targets {
     /// `own`: host of the registry. `all`: no address is refused.
     pub fn new(own: &str, loopback: bool, all: bool) -> Self {
-        let own = HashSet::from([own.to_ascii_lowercase(), "localhost".to_owned()]);
+        let mut own = HashSet::from([own.to_ascii_lowercase(), "localhost".to_owned()]);
+        own.extend(proxy_hosts());
         Self(Arc::new(Rules { own, loopback, all }))
     }
 
@@ -106,10 +108,10 @@ impl Resolve for Targets {
     }
 }
 
-/// Without what may be secret in it: signatures stand in the query.
+/// Without what may be secret in it: signatures stand in the query, or in the path.
 pub(super) fn shown(url: &Url) -> String {
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+    format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -177,6 +179,6 @@ mod tests {
     #[test]
     fn what_is_shown_of_an_address_holds_no_secret() {
         let url = "https://me:secret@cdn.example:8443/blob?X-Amz-Signature=secret#secret".parse().unwrap();
-        assert_eq!(shown(&url), "https://cdn.example:8443/blob");
+        assert_eq!(shown(&url), "https://cdn.example:8443");
     }
 }

@@ -127,6 +127,16 @@ fn proxy_hint(check: &str) -> String {
     format!("{check}, and the proxy that is set in {}", set.join(", "))
 }
 
+/// What the user named; they may be on this machine.
+pub(super) fn proxy_hosts() -> impl Iterator<Item = String> {
+    let values = proxy_variables().filter_map(|name| std::env::var(name).ok());
+    let url = |value: String| {
+        let url = if value.contains("://") { value } else { format!("http://{value}") };
+        Some(reqwest::Url::parse(&url).ok()?.host_str()?.to_ascii_lowercase())
+    };
+    values.filter_map(url)
+}
+
 fn proxy_variables() -> impl Iterator<Item = &'static str> {
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
         .into_iter()

@@ -8,7 +8,7 @@ use eo_mount_testing::{Artifact, RealRegistry};
 
 use super::dates;
 use crate::harness::{Bench, Case, Unit};
-use crate::peers::{curl, patient, said};
+use crate::peers::{curl, curl_with_retries, patient, said};
 use crate::site::{Line, blob_url, counted, folder, mount, sample, timed};
 use crate::storage::{Source, layer, place};
 
@@ -100,7 +100,9 @@ fn run_cat(bench: &mut Bench, patches: &Patches, key: &'static str, line: Line) 
             let files: Vec<PathBuf> = members.iter().map(|member| mounted.join(id).join(member)).collect();
             counted(&link, || cat(&files))
         })
-        .contestant_but("curl", "downloads the layer", || counted(&link, || curl(&url)));
+        .contestant_but("curl", "downloads the layer", || {
+            counted(&link, || if matches!(line, Line::Bad) { curl_with_retries(&url) } else { curl(&url) })
+        });
     bench.run(match line {
         Line::Capped => {
             case.at_least(4.0, Unit::Times, "Speed in that of curl", |of| of.seconds("curl") / of.seconds("eo-mount"))

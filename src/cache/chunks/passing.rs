@@ -41,10 +41,11 @@ impl SharedState {
             for (first, run_chunks) in new {
                 file = disk.write(&blob, first, &run_chunks);
             }
-            drop(unwritten);
             if let Some(file) = file {
                 state.check_if_whole(&blob, &file);
             }
+            // Who waits until all is written wants to know that it is right.
+            drop(unwritten);
         });
         // The download is no faster than the disk. A panic there was told.
         let _ = written.await;
