@@ -119,6 +119,23 @@ fn an_index_made_by_oras_is_a_folder_a_platform_for_every_verb() {
 }
 
 #[test]
+fn an_image_layout_of_an_index_has_attestations_too() {
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    let [shown, hidden] = ["1", "2"].map(|text| artifact(text).push(&registry, "data", text));
+    let attestation = json!({"annotations": {"vnd.docker.reference.type": "attestation-manifest"}});
+    let entries = [listed(&shown, linux("amd64")), listed(&hidden, attestation)];
+    put_index(&registry, "all", INDEX_TYPE, &entries);
+    let out = home.path().join("layout");
+    let reference = registry.reference("data:all");
+    verb(&home, &["pull", &reference, "--to-oci-layout", "-o", out.to_str().unwrap()]).expect_success("pull");
+    // An index; of each manifest itself, its config and its layer.
+    assert_eq!(names(&out.join("blobs/sha256")).len(), 7);
+    assert!(out.join("blobs").join(hidden.digest.replace(':', "/")).is_file());
+    let copied = format!("oci:{}:all", out.display());
+    verb(&home, &["copy", &copied, &format!("oci:{}:all", home.path().join("again").display())]).expect_success("copy");
+}
+
+#[test]
 fn manifests_of_an_index_are_named_by_platform_name_or_place() {
     let registry = ScriptedRegistry::start();
     let push = |text: &str| artifact(text).push(&registry, "data", text);

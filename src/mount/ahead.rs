@@ -1,11 +1,12 @@
 //! What verbs want and no kernel asks for: paths, layers by name, indexes ahead of use, manifests, and blobs as they are.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::tree::Node;
-use super::{Attributes, Ino, Kind, Mount, Place, Resolved};
+use super::{Attributes, Ino, Kind, Mount, Place, Repository, Resolved};
 use crate::blob::{BlobSource, LocalFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{LayerIndex, Segment};
@@ -75,6 +76,16 @@ impl Mount {
     /// Bytes of a blob as it is, through the chunk cache. Takes as long as the registry takes.
     pub async fn read_blob(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
         self.sources.chunks.read(blob, range).await
+    }
+
+    /// Blobs as [`Self::read_blob`] reads them.
+    pub fn blobs(&self) -> Arc<dyn BlobSource> {
+        self.sources.chunks.clone()
+    }
+
+    /// Where it comes from.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
     }
 
     /// Bytes of a range of a blob that are in the cache folder. Blocks on the disk.

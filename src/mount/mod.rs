@@ -132,6 +132,7 @@ pub struct Mount {
     /// Of each layer that is a directory.
     layer_nodes: Vec<Option<LayerNode>>,
     sources: Arc<Sources>,
+    repository: Repository,
     /// For layers that nobody has asked for yet.
     ahead: Arc<Sources>,
     /// Numbers of the layers in the order of the tree.

@@ -117,7 +117,7 @@ impl Mount {
         }
         let oci = match options.oci {
             true => Some(OciView::new(
-                repository,
+                repository.clone(),
                 tag(reference)?.as_deref(),
                 &parts,
                 layers.iter().map(|(layer, _)| layer),
@@ -137,6 +137,7 @@ impl Mount {
             walk,
             look_ahead: Mutex::default(),
             looks: AtomicU64::new(1),
+            repository,
             tree,
             oci,
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),

@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -13,9 +15,11 @@ use super::LAYERS;
 use super::blob::{self, PIECES, Place, There};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Failed, Mount, Resolved};
-use crate::oci::{Descriptor, Manifest};
+use crate::oci::Descriptor;
 use crate::transfer::LayoutWriter;
+use crate::transfer::copy;
 use crate::transfer::folder::{Folder, failed};
+use crate::transfer::push::{Artifact, Moved};
 
 /// Where a blob lies in a layout. Blocks on the disk.
 fn place(output: &Path, blob: &Descriptor) -> Result<Place> {
@@ -67,8 +71,28 @@ pub async fn to_layout(
         put(&layout, &part.descriptor, &part.bytes).await?;
     }
     let root = mount.manifests().first().ok_or_else(|| Error::new(ErrorKind::NotFound, "layout", "no manifest"))?;
+    if is_index(root) {
+        put_hidden(mount, root, &layout, tag).await?;
+    }
     block_in_place(|| layout.tag(entry(root), tag))?;
     Ok(failures)
+}
+
+/// What an index lists and a mount does not show, such as attestations. What is there by now is not fetched again.
+async fn put_hidden(mount: &Mount, root: &Resolved, layout: &LayoutWriter, tag: Option<&str>) -> Result<()> {
+    let Resolved { descriptor: Descriptor { digest, .. }, bytes, .. } = root;
+    let fetch =
+        async |wanted: &Descriptor| match mount.manifests().iter().find(|it| it.descriptor.digest == wanted.digest) {
+            Some(known) => Ok(known.bytes.clone()),
+            None => mount.repository().manifest(wanted).await,
+        };
+    let artifact = Artifact::read((digest.clone(), bytes.clone()), mount.blobs(), digest.as_str(), fetch).await?;
+    copy::to_layout(&artifact, layout, tag, LAYERS, &AtomicBool::new(false), &(Arc::new(|_| ()) as Moved)).await?;
+    Ok(())
+}
+
+fn is_index(root: &Resolved) -> bool {
+    root.manifest.config.is_none() && root.layers.is_empty()
 }
 
 async fn put(layout: &LayoutWriter, blob: &Descriptor, bytes: &Bytes) -> Result<()> {
@@ -76,9 +100,7 @@ async fn put(layout: &LayoutWriter, blob: &Descriptor, bytes: &Bytes) -> Result<
 }
 
 fn entry(root: &Resolved) -> Value {
-    let Manifest { media_type, config, .. } = &root.manifest;
-    let is_index = config.is_none() && root.layers.is_empty();
-    let media_type = match (media_type.as_str(), is_index) {
+    let media_type = match (root.manifest.media_type.as_str(), is_index(root)) {
         ("", true) => "application/vnd.oci.image.index.v1+json",
         ("", false) => "application/vnd.oci.image.manifest.v1+json",
         (known, _) => known,
