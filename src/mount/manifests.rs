@@ -7,21 +7,13 @@ use futures_util::{StreamExt, stream};
 
 use super::names::{Parts, manifest_places};
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::media_types;
 use crate::oci::{Descriptor, Digest, Document, Index, Listed, Manifest, Platform};
 
 /// Requests under way at once.
 pub const AT_ONCE: usize = 16;
 /// What buildkit attaches to the manifests of an index in that same index.
 const ATTESTATION: &str = "vnd.docker.reference.type";
-/// An index may list anything; what else it is, nobody here can show.
-const TYPES: [&str; 6] = [
-    "",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.artifact.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
 
 /// How much an index may ask for.
 #[derive(Debug, Clone, Copy)]
@@ -178,7 +170,7 @@ pub fn sized(bytes: Bytes, descriptor: &Descriptor) -> Result<Bytes> {
 fn shown(manifests: Vec<Listed>, folder: &Parts) -> Vec<Wanted> {
     let is_shown = |listed: &Listed| {
         let Descriptor { media_type, annotations, .. } = &listed.descriptor;
-        TYPES.contains(&media_type.as_str()) && !annotations.contains_key(ATTESTATION)
+        media_types::MANIFESTS.contains(&media_type.as_str()) && !annotations.contains_key(ATTESTATION)
     };
     let (manifests, others): (Vec<_>, Vec<_>) = manifests.into_iter().partition(is_shown);
     if !others.is_empty() {

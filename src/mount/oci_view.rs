@@ -13,9 +13,10 @@ use futures_util::future::{BoxFuture, Shared};
 use serde_json::json;
 
 use super::manifests::Resolved;
-use super::repository::{INDEX, Repository, typed};
+use super::repository::{Repository, typed};
 use super::tree::{Node, NodeId, Tree};
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::media_types;
 use crate::oci::{Descriptor, Digest, Document, REF_NAME, Referrer};
 pub use attached::Content;
 use attached::{File, More, look_up};
@@ -59,7 +60,8 @@ impl OciView {
         let missing = || Error::new(ErrorKind::NotFound, NAME, "no manifest");
         let root = parts.first().ok_or_else(missing)?;
         let (entry, subject) = entry(root, tag)?;
-        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] }).to_string();
+        let index =
+            json!({ "schemaVersion": 2, "mediaType": media_types::IMAGE_INDEX, "manifests": [entry] }).to_string();
         let mut files = vec![
             File::bytes(None, json!({ "imageLayoutVersion": "1.0.0" }).to_string().into()),
             File::bytes(None, index.into()),

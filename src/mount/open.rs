@@ -24,6 +24,7 @@ use crate::blob::{Background, BlobSource, Compression};
 use crate::cache::{CacheFolder, Indexes, Manifests};
 use crate::error::Result;
 use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
+use crate::oci::CREATED;
 use crate::oci::{Descriptor, Reference, names_by_layer_digest};
 
 /// Requests under way at once for one layer that is indexed ahead: few, so that neighbouring headers become one request.
@@ -38,8 +39,6 @@ const GLANCE: Duration = Duration::from_secs(2);
 const PASSES: usize = 2;
 /// Bytes of a compressed blob that give its first header, for certain.
 const FIRST_BLOCKS: u64 = 1 << 20;
-/// RFC 3339, from the image specification's annotations.md.
-const CREATED: &str = "org.opencontainers.image.created";
 
 impl Mount {
     /// Resolves the reference once and checks manifests and configs against their digests, within the timeout.

@@ -14,15 +14,13 @@ use super::verify::check_signed;
 use crate::blob::{BlobSource, Layout, Offline};
 use crate::cache::{Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::media_types;
 use crate::oci::{
     Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Reference, Referrer, RegistryReference,
     referrers_tag, signature_tag,
 };
 use crate::registry::Registry;
 
-const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
-const EMPTY_CONFIG: &str = "application/vnd.oci.empty.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Bytes of a list of referrers that is kept.
 const LONGEST_LIST: u64 = 16 << 20;
 
@@ -161,14 +159,14 @@ impl Repository {
     /// Registries of go-containerregistry tell the type of the config, which is no type of an artifact where it is empty.
     async fn correct(&self, subject: &Digest, referrers: Vec<Referrer>) -> Vec<Referrer> {
         let corrected = stream::iter(referrers).map(|referrer| async move {
-            if referrer.artifact_type != EMPTY_CONFIG {
+            if referrer.artifact_type != media_types::EMPTY {
                 return referrer;
             }
             let digest = &referrer.descriptor.digest;
             let manifest = self.manifest(&referrer.descriptor).await.ok();
             let own = manifest.and_then(|bytes| Referrer::of_manifest(&bytes, digest, subject));
             let artifact_type = own.map(|own| own.artifact_type);
-            Referrer { artifact_type: artifact_type.unwrap_or_else(|| EMPTY_CONFIG.to_owned()), ..referrer }
+            Referrer { artifact_type: artifact_type.unwrap_or_else(|| media_types::EMPTY.to_owned()), ..referrer }
         });
         corrected.buffered(AT_ONCE).collect().await
     }
@@ -237,7 +235,8 @@ impl Repository {
 
     async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
         let entries: Vec<_> = referrers.iter().map(Referrer::to_json).collect();
-        let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries }).to_string();
+        let list =
+            json!({ "schemaVersion": 2, "mediaType": media_types::IMAGE_INDEX, "manifests": entries }).to_string();
         self.store(list_of(reference, subject), Digest::sha256_of(list.as_bytes()), list.into()).await
     }
 
@@ -256,8 +255,8 @@ fn list_of(reference: &RegistryReference, subject: &Digest) -> RegistryReference
 /// With the media type that it says, or that its form tells.
 pub fn typed(digest: Digest, bytes: &Bytes) -> Result<Descriptor> {
     let (own, default) = match Document::parse(bytes, digest.as_str())? {
-        Document::Manifest(manifest) => (manifest.media_type, IMAGE),
-        Document::Index(index) => (index.media_type, INDEX),
+        Document::Manifest(manifest) => (manifest.media_type, media_types::IMAGE_MANIFEST),
+        Document::Index(index) => (index.media_type, media_types::IMAGE_INDEX),
     };
     let media_type = if own.is_empty() { default.to_owned() } else { own };
     Ok(Descriptor { digest, size: bytes.len() as u64, media_type, annotations: Default::default() })

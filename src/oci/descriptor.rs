@@ -11,6 +11,8 @@ use super::Digest;
 pub const TITLE: &str = "org.opencontainers.image.title";
 /// Tag of a manifest in an image layout (annotations.md).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// RFC 3339 (annotations.md).
+pub const CREATED: &str = "org.opencontainers.image.created";
 /// `true` on a tar+gzip layer that oras made from a directory.
 pub const UNPACK: &str = "io.deis.oras.content.unpack";
 

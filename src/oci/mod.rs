@@ -4,12 +4,13 @@
 mod descriptor;
 mod digest;
 mod manifest;
+pub mod media_types;
 mod platform;
 mod reference;
 mod referrer;
 mod signature;
 
-pub use descriptor::{Descriptor, REF_NAME, TITLE, UNPACK};
+pub use descriptor::{CREATED, Descriptor, REF_NAME, TITLE, UNPACK};
 pub use digest::{Digest, Hasher};
 pub use manifest::{Document, Index, LARGEST_MANIFEST, Listed, Manifest, names_by_layer_digest};
 pub use platform::Platform;

@@ -14,9 +14,9 @@ use super::answer::{body_up_to, header, status_failure};
 use super::client::Registry;
 use super::retry::{Failure, Retry};
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::media_types;
 use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Bytes of all pages of one list: some ten thousand referrers.
 const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
@@ -76,11 +76,12 @@ impl Registry {
         let mut path = format!("referrers/{subject}");
         let (mut referrers, mut room) = (Vec::new(), LONGEST_LIST);
         for page in 0..MOST_PAGES {
-            let headers = HeaderMap::from_iter([(ACCEPT, header(INDEX)?)]);
+            let headers = HeaderMap::from_iter([(ACCEPT, header(media_types::IMAGE_INDEX)?)]);
             let (answer, from) = endpoint.request(Method::GET, &path, headers, None, &endpoint.pull(), object).await?;
             let is_index = |answer: &reqwest::Response| {
                 let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-                media_type.is_some_and(|value| value.split(';').next().unwrap_or_default().trim() == INDEX)
+                media_type
+                    .is_some_and(|value| value.split(';').next().unwrap_or_default().trim() == media_types::IMAGE_INDEX)
             };
             match answer.status() {
                 // Some registries answer any address with a page for people.

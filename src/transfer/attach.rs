@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::media_types;
 use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
 use crate::registry::Registry;
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Nobody takes longer from reading a list to writing it back, unless it is this one who does.
 const WATCH: Duration = Duration::from_secs(1);
 /// Looks at the list during that time.
@@ -36,7 +36,7 @@ async fn write_list(registry: &Registry, subject: &Digest, referrer: &Referrer) 
     loop {
         let begin = Instant::now();
         if let Some(list) = with(registry.referrers_of_tag(subject).await?, referrer, &tag)? {
-            registry.put_manifest(&tag, INDEX, &list).await?;
+            registry.put_manifest(&tag, media_types::IMAGE_INDEX, &list).await?;
         }
         let watch = WATCH.max(begin.elapsed() * 4) + jitter(&referrer.descriptor.digest);
         let mut is_there = true;
@@ -63,9 +63,9 @@ fn with(list: Option<Bytes>, referrer: &Referrer, tag: &str) -> Result<Option<By
     };
     let mut list: Value = match list {
         Some(bytes) => serde_json::from_slice(&bytes).map_err(|_| no_list())?,
-        None => json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [] }),
+        None => json!({ "schemaVersion": 2, "mediaType": media_types::IMAGE_INDEX, "manifests": [] }),
     };
-    if list.get("mediaType").is_some_and(|own| own != INDEX) {
+    if list.get("mediaType").is_some_and(|own| own != media_types::IMAGE_INDEX) {
         return Err(no_list());
     }
     let manifests = list.get_mut("manifests").ok_or_else(no_list)?;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::media_types;
 use crate::oci::{Descriptor, Digest, Hasher, LARGEST_MANIFEST, REF_NAME};
 
 /// How the names of unfinished files begin.
@@ -161,7 +162,7 @@ impl LayoutWriter {
                 .map_err(|error| Error::new(ErrorKind::Corrupt, path.display(), error).hint("choose another folder")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(json!({
                 "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.index.v1+json",
+                "mediaType": media_types::IMAGE_INDEX,
                 "manifests": []
             })),
             Err(error) => Err(self.failed(&error)),

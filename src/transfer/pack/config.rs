@@ -8,12 +8,12 @@ use super::metadata::Known;
 use super::scan::{Content, Layer};
 use super::{Blob, Options, Plan};
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::CREATED;
+use crate::oci::media_types;
 use crate::oci::{LARGEST_MANIFEST, TITLE};
 use crate::transfer::pack::Grouping;
 
 pub const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const CREATED: &str = "org.opencontainers.image.created";
 /// What a config has by itself.
 const OWN_FIELDS: [&str; 5] = ["schemaVersion", "mediaType", "artifactType", "patches", "tiles"];
 
@@ -114,7 +114,7 @@ impl Plan {
             .collect();
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
+            "mediaType": media_types::IMAGE_MANIFEST,
             "artifactType": self.options.artifact_type,
             "config": {"mediaType": CONFIG_TYPE, "digest": config.digest.as_str(), "size": config.size},
             "layers": layers,

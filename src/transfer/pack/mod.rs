@@ -22,6 +22,8 @@ pub use group::Grouping;
 
 use super::{Blob, LayoutWriter};
 use crate::error::{Error, ErrorKind, Result, printable};
+use crate::oci::CREATED;
+use crate::oci::media_types;
 use crate::oci::{Digest, LayoutReference};
 use archive::Failed;
 use encode::Encoder;
@@ -134,10 +136,10 @@ impl Plan {
         let config = out.put(&self.config(&layers)?)?;
         let manifest = out.put(&self.manifest(&config, &layers)?)?;
         let entry = json!({
-            "mediaType": config::MANIFEST_TYPE,
+            "mediaType": media_types::IMAGE_MANIFEST,
             "digest": manifest.digest.as_str(),
             "size": manifest.size,
-            "annotations": {config::CREATED: self.created()},
+            "annotations": {CREATED: self.created()},
             "artifactType": self.options.artifact_type
         });
         out.tag(entry, self.options.out.tag.as_deref())?;

@@ -16,6 +16,7 @@ use super::blob::{self, PIECES, Place, There};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Failed, Mount, Resolved};
 use crate::oci::Descriptor;
+use crate::oci::media_types;
 use crate::transfer::LayoutWriter;
 use crate::transfer::copy;
 use crate::transfer::folder::{Folder, failed};
@@ -101,8 +102,8 @@ async fn put(layout: &LayoutWriter, blob: &Descriptor, bytes: &Bytes) -> Result<
 
 fn entry(root: &Resolved) -> Value {
     let media_type = match (root.manifest.media_type.as_str(), is_index(root)) {
-        ("", true) => "application/vnd.oci.image.index.v1+json",
-        ("", false) => "application/vnd.oci.image.manifest.v1+json",
+        ("", true) => media_types::IMAGE_INDEX,
+        ("", false) => media_types::IMAGE_MANIFEST,
         (known, _) => known,
     };
     let mut entry = json!({

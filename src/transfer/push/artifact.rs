@@ -13,20 +13,10 @@ use crate::blob::{BlobSource, Described, Layout};
 use crate::cache::DiskCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::sized;
+use crate::oci::media_types;
 use crate::oci::{Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference};
 use crate::registry::Registry;
 
-pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
-/// What an index may list; anything else in it is a blob.
-const MANIFEST_TYPES: [&str; 6] = [
-    "",
-    MANIFEST_TYPE,
-    INDEX_TYPE,
-    "application/vnd.oci.artifact.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
 /// Manifests of an index, nested ones included; bytes of all; indexes within indexes.
 const MOST_MANIFESTS: usize = 10_000;
 const MOST_BYTES: u64 = 256 << 20;
@@ -125,13 +115,13 @@ impl Artifact {
                 let (own_type, usual) = match Document::parse(&bytes, digest.as_str())? {
                     Document::Index(index) => {
                         for child in index.manifests.into_iter().map(|listed| listed.descriptor) {
-                            if !MANIFEST_TYPES.contains(&child.media_type.as_str()) {
+                            if !media_types::MANIFESTS.contains(&child.media_type.as_str()) {
                                 blobs.push(child);
                             } else if known.insert(child.digest.clone()) {
                                 listed.push(child);
                             }
                         }
-                        (index.media_type, INDEX_TYPE)
+                        (index.media_type, media_types::IMAGE_INDEX)
                     }
                     Document::Manifest(manifest) => {
                         // What may not be distributed is where its address says.
@@ -143,7 +133,7 @@ impl Artifact {
                         let own = manifest.config.iter().chain(&manifest.layers);
                         blobs.extend(own.filter(|blob| is_here(blob)).cloned());
                         inline.extend(manifest.inline);
-                        (manifest.media_type, MANIFEST_TYPE)
+                        (manifest.media_type, media_types::IMAGE_MANIFEST)
                     }
                 };
                 let media_type = [own_type, media_type].into_iter().find(|known| !known.is_empty());

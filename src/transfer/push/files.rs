@@ -16,17 +16,16 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
-use super::artifact::MANIFEST_TYPE;
 use super::{Artifact, Moved, Stored};
 use crate::blob::{BlobSource, Described};
 use crate::error::{Error, ErrorKind, Result};
+use crate::oci::CREATED;
+use crate::oci::media_types;
 use crate::oci::{Descriptor, Digest, Hasher, LARGEST_MANIFEST, TITLE};
 
 /// What a manifest has in place of a config (image specification, "Guidance for an Empty Descriptor").
-const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 const EMPTY: &[u8] = b"{}";
 const UNKNOWN_ARTIFACT: &str = "application/vnd.unknown.artifact.v1";
-const CREATED: &str = "org.opencontainers.image.created";
 /// Bytes read at once to be hashed.
 const PIECE: usize = 1 << 20;
 /// Bytes of a config that is looked into.
@@ -104,7 +103,7 @@ impl Files {
         let empty = Descriptor {
             digest: Digest::sha256_of(EMPTY),
             size: EMPTY.len() as u64,
-            media_type: EMPTY_TYPE.to_owned(),
+            media_type: media_types::EMPTY.to_owned(),
             annotations: BTreeMap::new(),
         };
         let mut known = HashMap::new();
@@ -129,7 +128,8 @@ impl Files {
             layers.push(descriptor(file, &layer.media_type, annotations));
         }
         let bytes = self.manifest(&config, &layers, now)?;
-        let root = Stored { digest: Digest::sha256_of(&bytes), media_type: MANIFEST_TYPE.to_owned(), bytes };
+        let root =
+            Stored { digest: Digest::sha256_of(&bytes), media_type: media_types::IMAGE_MANIFEST.to_owned(), bytes };
         let inline = HashMap::from([(Digest::sha256_of(EMPTY), Bytes::from_static(EMPTY))]);
         let source = Described { source: Arc::new(FileSource { known }), inline, elsewhere: HashMap::new() };
         Ok(Artifact::of(root, std::iter::once(config).chain(layers), Arc::new(source)))
@@ -155,7 +155,7 @@ impl Files {
         }
         let manifest = Manifest {
             schema_version: 2,
-            media_type: MANIFEST_TYPE,
+            media_type: media_types::IMAGE_MANIFEST,
             // A config's type can stand for that of the artifact.
             artifact_type: self.artifact_type.as_deref().or(self.config.is_none().then_some(UNKNOWN_ARTIFACT)),
             config: blob(config),
@@ -174,7 +174,7 @@ impl Files {
 }
 
 fn blob(descriptor: &Descriptor) -> Blob<'_> {
-    let is_empty = descriptor.media_type == EMPTY_TYPE && descriptor.digest == Digest::sha256_of(EMPTY);
+    let is_empty = descriptor.media_type == media_types::EMPTY && descriptor.digest == Digest::sha256_of(EMPTY);
     Blob {
         media_type: &descriptor.media_type,
         digest: descriptor.digest.as_str(),
