@@ -82,8 +82,8 @@ impl Command {
             .ok_or_else(|| failed(Error::new(ErrorKind::Io, &root.digest, "it would not be attached")))?;
         let own = RegistryReference { tag: None, digest: Some(root.digest.clone()), ..reference.clone() };
         let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
-        let (jobs, mount_from, stop) = (JOBS, Vec::new(), Arc::default());
-        let push = Push { registry: Arc::clone(&registry), reference: own, jobs, mount_from, uploads, stop };
+        let (jobs, mount_from, stop, timeout) = (JOBS, Vec::new(), Arc::default(), options.timeout);
+        let push = Push { registry: Arc::clone(&registry), reference: own, jobs, mount_from, uploads, stop, timeout };
         until_signal(&push.stop, push.run(&artifact, &moved)).await?.map_err(failed)?;
         list_by_tag(&registry, &subject.digest, &referrer, options.timeout).await.map_err(failed)?;
         let RegistryReference { registry, repository, .. } = &reference;

@@ -111,6 +111,9 @@ pub struct Summary {
     /// Of the manifest.
     digest: String,
     blobs: Vec<BlobJson>,
+    /// Digests of the manifests that went along because they are attached.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attached: Vec<String>,
     /// Bytes of the blobs that were sent.
     sent: u64,
 }
@@ -144,7 +147,7 @@ impl Command {
         let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
         let bar = progress::spinner("reading what is to be pushed");
         let artifact = match source {
-            Source::Layout(layout) => Artifact::in_layout(layout).await,
+            Source::Layout(layout) => Artifact::in_layout(layout, None).await,
             Source::Files(files) => {
                 let bar = bar.clone();
                 let moved: Moved = Arc::new(move |bytes| bar.inc(bytes.unsigned_abs()));
@@ -161,6 +164,7 @@ impl Command {
             mount_from: self.mount_from.clone(),
             uploads,
             stop: Arc::default(),
+            timeout: options.timeout,
         };
         let pushed = until_signal(&push.stop, push.run(&artifact, &moved)).await;
         bar.finish_and_clear();
@@ -356,6 +360,7 @@ impl Summary {
             reference: reference.to_string(),
             digest: pushed.digest.to_string(),
             sent: pushed.blobs.iter().map(sent).sum(),
+            attached: pushed.attached.iter().map(ToString::to_string).collect(),
             blobs: pushed
                 .blobs
                 .into_iter()
@@ -393,6 +398,9 @@ impl Summary {
             self.blobs.len() - existed,
             self.blobs.len()
         )?;
+        if !self.attached.is_empty() {
+            writeln!(out, "{} attached manifests went along", self.attached.len())?;
+        }
         writeln!(out, "{}", self.digest)?;
         out.flush()
     }

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde_json::json;
+use serde_json::Value;
 
 use super::LayoutWriter;
-use super::push::{Artifact, Moved, Pushed, State};
+use super::push::{Artifact, Moved, Pushed, State, Stored};
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Document, Referrer};
 
 /// Bytes that are read at once, and how many such pieces of a blob.
 const PIECE: u64 = 1 << 20;
@@ -31,20 +31,33 @@ pub async fn to_layout(
         .buffered(jobs)
         .try_collect()
         .await?;
-    let root = artifact.root().clone();
+    let root = artifact.root();
     let manifests: Vec<_> = artifact.levels.iter().rev().flatten().cloned().collect();
-    let (layout, tag, entry) = (layout.clone(), tag.map(str::to_owned), root.clone());
+    let entry = entry(root)?;
+    let attached: Vec<_> = artifact.attached.iter().map(|(_, referrer)| referrer.to_json()).collect();
+    let (layout, tag) = (layout.clone(), tag.map(str::to_owned));
     tokio::task::spawn_blocking(move || {
         for manifest in manifests {
             layout.put_as(&manifest.digest, &manifest.bytes)?;
         }
-        let size = entry.bytes.len();
-        let entry = json!({"mediaType": entry.media_type, "digest": entry.digest.as_str(), "size": size});
-        layout.tag(entry, tag.as_deref())
+        let attached = attached.into_iter().map(|entry| (entry, None));
+        layout.list(attached.chain([(entry, tag.as_deref())]).collect())
     })
     .await
     .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &root.digest, panic)))?;
-    Ok(Pushed { digest: root.digest, blobs })
+    Ok(Pushed { digest: root.digest.clone(), blobs, attached: artifact.attached_digests() })
+}
+
+/// As oras lists a manifest: with its type and annotations.
+fn entry(manifest: &Stored) -> Result<Value> {
+    let Stored { digest, media_type, bytes } = manifest;
+    let (artifact_type, annotations) = match Document::parse(bytes, digest.as_str())? {
+        Document::Index(index) => (index.artifact_type, index.annotations),
+        Document::Manifest(manifest) => (manifest.artifact_type, manifest.annotations),
+    };
+    let descriptor =
+        Descriptor { digest: digest.clone(), size: bytes.len() as u64, media_type: media_type.clone(), annotations };
+    Ok(Referrer { descriptor, artifact_type: artifact_type.unwrap_or_default() }.to_json())
 }
 
 async fn bring(

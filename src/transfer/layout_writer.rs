@@ -3,6 +3,7 @@
 //! A blob is written beside its place, synced and renamed: under its digest it is there whole, or not at all. What a
 //! killed process leaves is removed by the next one that opens the layout: whoever still writes holds a lock.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -124,10 +125,23 @@ impl LayoutWriter {
     }
 
     /// Names a manifest in `index.json`: `entry` is its descriptor. The tag is taken from any other that has it.
-    pub fn tag(&self, mut entry: Value, tag: Option<&str>) -> Result<()> {
-        if let (Some(entry), Some(tag)) = (entry.as_object_mut(), tag) {
+    pub fn tag(&self, entry: Value, tag: Option<&str>) -> Result<()> {
+        self.list(vec![(entry, tag)])
+    }
+
+    /// Several at once.
+    pub fn list(&self, mut entries: Vec<(Value, Option<&str>)>) -> Result<()> {
+        for (entry, tag) in &mut entries {
+            let Some(entry) = entry.as_object_mut() else { continue };
             let annotations = entry.entry("annotations").or_insert_with(|| json!({}));
-            annotations.as_object_mut().map(|all| all.insert(REF_NAME.to_owned(), tag.into()));
+            if let Some(annotations) = annotations.as_object_mut() {
+                // A manifest's own annotations give it no tag.
+                annotations.remove(REF_NAME);
+                annotations.extend(tag.map(|tag| (REF_NAME.to_owned(), tag.into())));
+                if annotations.is_empty() {
+                    entry.remove("annotations");
+                }
+            }
         }
         let _lock = self.lock().map_err(|error| self.failed(&error))?;
         self.sync(&self.directory.join("blobs").join("sha256"));
@@ -137,11 +151,16 @@ impl LayoutWriter {
             Error::new(ErrorKind::Corrupt, self.directory.display(), cause).hint("choose another folder")
         };
         let manifests = index.get_mut("manifests").and_then(Value::as_array_mut).ok_or_else(broken)?;
+        // What an entry is known by.
+        fn key<'a>(entry: &'a Value, tag: Option<&'a str>) -> (Option<&'a str>, Option<&'a str>) {
+            (tag, entry.get("digest").and_then(Value::as_str).filter(|_| tag.is_none()))
+        }
+        let replaced: HashSet<_> = entries.iter().map(|(entry, tag)| key(entry, *tag)).collect();
         manifests.retain(|other| {
-            let other_tag = other.get("annotations").and_then(|all| all.get(REF_NAME)).and_then(Value::as_str);
-            !(other_tag == tag && (tag.is_some() || other.get("digest") == entry.get("digest")))
+            let tag = other.get("annotations").and_then(|all| all.get(REF_NAME)).and_then(Value::as_str);
+            !replaced.contains(&key(other, tag))
         });
-        manifests.push(entry);
+        manifests.extend(entries.iter().map(|(entry, _)| entry.clone()));
         let write = || {
             let mut file = self.unfinished()?;
             serde_json::to_writer(&mut file, &index)?;

@@ -87,7 +87,7 @@ async fn put_hidden(mount: &Mount, root: &Resolved, layout: &LayoutWriter, tag: 
             Some(known) => Ok(known.bytes.clone()),
             None => mount.repository().manifest(wanted).await,
         };
-    let artifact = Artifact::read((digest.clone(), bytes.clone()), mount.blobs(), digest.as_str(), fetch).await?;
+    let artifact = Artifact::read((digest.clone(), bytes.clone()), mount.blobs(), digest.as_str(), None, fetch).await?;
     copy::to_layout(&artifact, layout, tag, LAYERS, &AtomicBool::new(false), &(Arc::new(|_| ()) as Moved)).await?;
     Ok(())
 }

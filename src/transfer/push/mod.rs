@@ -3,9 +3,10 @@
 mod artifact;
 mod files;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -14,8 +15,9 @@ pub use files::{FileLayer, Files, is_path_outside};
 
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::{Descriptor, Digest, RegistryReference};
+use crate::oci::{Descriptor, Digest, Referrer, RegistryReference};
 use crate::registry::{Progress, Registry};
+use crate::transfer::attach::list_all_by_tag;
 
 /// Where to, and how.
 pub struct Push {
@@ -29,6 +31,8 @@ pub struct Push {
     pub uploads: Option<Arc<Uploads>>,
     /// Whether to begin nothing more.
     pub stop: Arc<AtomicBool>,
+    /// For writing a list of what is attached, where others write it, too.
+    pub timeout: Duration,
 }
 
 /// What was done for a blob.
@@ -46,6 +50,8 @@ pub enum State {
 pub struct Pushed {
     pub digest: Digest,
     pub blobs: Vec<(Descriptor, State)>,
+    /// Manifests that went along because they are attached.
+    pub attached: Vec<Digest>,
 }
 
 /// Told how many bytes more, or fewer, of all blobs are there or on their way.
@@ -65,20 +71,32 @@ impl Push {
             .buffered(self.jobs)
             .try_collect()
             .await?;
-        // What an index lists is there before it.
-        for level in artifact.levels.iter().rev() {
+        // What an index lists is there before it, and what is attached before what it is attached to: whoever finds
+        // the tag finds all.
+        for level in artifact.levels.iter().skip(1).rev() {
             stream::iter(level)
-                .map(async |manifest| self.manifest(manifest, root).await)
+                .map(async |manifest| self.manifest(manifest, manifest.digest.as_str()).await)
                 .buffer_unordered(self.jobs)
                 .try_collect::<Vec<()>>()
                 .await?;
         }
-        Ok(Pushed { digest: root.digest.clone(), blobs })
+        self.list_attached(artifact).await?;
+        self.manifest(root, self.reference.version()).await?;
+        Ok(Pushed { digest: root.digest.clone(), blobs, attached: artifact.attached_digests() })
     }
 
-    async fn manifest(&self, manifest: &Stored, root: &Stored) -> Result<()> {
-        let version = if std::ptr::eq(manifest, root) { self.reference.version() } else { manifest.digest.as_str() };
+    async fn manifest(&self, manifest: &Stored, version: &str) -> Result<()> {
         self.registry.put_manifest(version, &manifest.media_type, &manifest.bytes).await.map(drop)
+    }
+
+    async fn list_attached(&self, artifact: &Artifact) -> Result<()> {
+        let mut lists: BTreeMap<&str, (&Digest, Vec<Referrer>)> = BTreeMap::new();
+        for (subject, referrer) in &artifact.attached {
+            lists.entry(subject.as_str()).or_insert((subject, Vec::new())).1.push(referrer.clone());
+        }
+        let listing = stream::iter(lists.into_values())
+            .map(async |(subject, referrers)| list_all_by_tag(&self.registry, subject, &referrers, self.timeout).await);
+        listing.buffer_unordered(self.jobs).try_collect().await
     }
 
     async fn blob(&self, artifact: &Artifact, blob: &Descriptor, moved: &Moved) -> Result<State> {
