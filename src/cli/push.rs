@@ -252,20 +252,8 @@ impl Command {
     }
 
     fn files_of(&self, mut layers: Vec<FileLayer>, config: Option<(PathBuf, String)>) -> Result<Files> {
-        let mut given = self.annotation_file.as_deref().map_or_else(|| Ok(BTreeMap::new()), read_annotations)?;
-        let mut annotations = given.remove("$manifest").unwrap_or_default();
-        for (key, value) in &self.annotation {
-            if annotations.insert(key.clone(), value.clone()).is_some() {
-                return Err(Error::new(ErrorKind::Usage, key, "this annotation is given twice"));
-            }
-        }
-        let config_annotations = given.remove("$config").unwrap_or_default();
-        for layer in &mut layers {
-            layer.annotations = given.remove(&layer.title).unwrap_or_default();
-        }
-        if let Some(name) = given.keys().next() {
-            tracing::warn!("{}: annotations of no file that is pushed", crate::error::printable(name));
-        }
+        let [annotations, config_annotations] =
+            annotate(&mut layers, &self.annotation, self.annotation_file.as_deref())?;
         let config = match &self.config {
             Some(text) => {
                 file_and_type(text, UNKNOWN_CONFIG).map(|(path, kind)| Some((path.into(), kind.to_owned())))?
@@ -281,6 +269,29 @@ impl Command {
             annotations,
         })
     }
+}
+
+/// What `--annotation` and `--annotation-file` give to layers, and what to manifest and config.
+pub fn annotate(
+    layers: &mut [FileLayer],
+    annotation: &[(String, String)],
+    file: Option<&Path>,
+) -> Result<[BTreeMap<String, String>; 2]> {
+    let mut given = file.map_or_else(|| Ok(BTreeMap::new()), read_annotations)?;
+    let mut annotations = given.remove("$manifest").unwrap_or_default();
+    for (key, value) in annotation {
+        if annotations.insert(key.clone(), value.clone()).is_some() {
+            return Err(Error::new(ErrorKind::Usage, key, "this annotation is given twice"));
+        }
+    }
+    let config_annotations = given.remove("$config").unwrap_or_default();
+    for layer in layers {
+        layer.annotations = given.remove(&layer.title).unwrap_or_default();
+    }
+    if let Some(name) = given.keys().next() {
+        tracing::warn!("{}: annotations of no file that is pushed", crate::error::printable(name));
+    }
+    Ok([annotations, config_annotations])
 }
 
 pub fn moved_in(bar: &ProgressBar) -> Moved {
