@@ -13,6 +13,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 pub use artifact::{Artifact, Stored};
 pub use files::{FileLayer, Files, is_path_outside};
 
+use crate::blob::BlobSource;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest, Referrer, RegistryReference};
@@ -67,7 +68,7 @@ impl Push {
             return Err(Error::new(ErrorKind::Usage, digest, cause).hint("name a tag"));
         }
         let blobs = stream::iter(&artifact.blobs)
-            .map(async |blob| Ok::<_, Error>((blob.clone(), self.blob(artifact, blob, moved).await?)))
+            .map(async |blob| Ok::<_, Error>((blob.clone(), self.blob(blob, &artifact.source, moved).await?)))
             .buffered(self.jobs)
             .try_collect()
             .await?;
@@ -99,19 +100,20 @@ impl Push {
         listing.buffer_unordered(self.jobs).try_collect().await
     }
 
-    async fn blob(&self, artifact: &Artifact, blob: &Descriptor, moved: &Moved) -> Result<State> {
+    /// One blob, without a manifest that names it.
+    pub async fn blob(&self, blob: &Descriptor, source: &Arc<dyn BlobSource>, moved: &Moved) -> Result<State> {
         let so_far = AtomicU64::new(0);
         let moved = Arc::clone(moved);
         let progress: Progress = Arc::new(move |now| {
             let before = so_far.swap(now, Ordering::Relaxed);
             moved(now.cast_signed().wrapping_sub(before.cast_signed()));
         });
-        let state = self.bring(artifact, blob, &progress).await?;
+        let state = self.bring(blob, source, &progress).await?;
         progress(blob.size);
         Ok(state)
     }
 
-    async fn bring(&self, artifact: &Artifact, blob: &Descriptor, progress: &Progress) -> Result<State> {
+    async fn bring(&self, blob: &Descriptor, source: &Arc<dyn BlobSource>, progress: &Progress) -> Result<State> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(
                 Error::new(ErrorKind::Io, &self.reference, "interrupted").hint("push again: it goes on from here")
@@ -136,7 +138,7 @@ impl Push {
                 tokio::task::spawn_blocking(move || uploads.of(&reference, &digest)).await.ok().flatten()
             }
         };
-        self.registry.upload(blob, &artifact.source, kept, &self.stop, progress).await?;
+        self.registry.upload(blob, source, kept, &self.stop, progress).await?;
         Ok(State::Sent)
     }
 }
