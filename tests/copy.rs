@@ -112,6 +112,45 @@ fn what_arrives_wrong_is_not_copied() {
 }
 
 #[test]
+fn a_copy_that_broke_off_goes_on_inside_the_blob() {
+    const MIB: u64 = 1 << 20;
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    let artifact = Artifact::new().config("{}", "x/y").tar("a.tar", noise(1, 9 << 20));
+    artifact.push(&registry, "pastis", "1");
+    let layer = &artifact.layers()[0].digest;
+    registry.fault(Matcher::blob(layer).touching(6 * MIB..6 * MIB + 1), Fault::status(404), ALWAYS);
+    let from = registry.reference("pastis:1");
+    assert_eq!(call(&home, "copy", &[&from, "oci:layout:1"]).code, 1);
+    assert!(!home.path().join("layout/index.json").exists());
+    registry.clear_faults();
+    registry.reset();
+    copy(&home, &from, "oci:layout:1");
+    assert_eq!(registry.blob_bytes(), 3 * MIB);
+    let blobs = fs::read_dir(home.path().join("layout/blobs/sha256")).unwrap();
+    let mut blobs: Vec<_> = blobs.map(|blob| blob.unwrap().path()).collect();
+    blobs.retain(|blob| sha256(&fs::read(blob).unwrap()).ends_with(blob.file_name().unwrap().to_str().unwrap()));
+    assert_eq!(blobs.len(), 3);
+}
+
+#[test]
+fn several_copies_into_one_layout_at_once_lose_nothing_of_each_other() {
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    for tag in ["1", "2", "3", "4"] {
+        let artifact = Artifact::new().config("{}", "x/y").tar("same.tar", noise(1, 4 << 20));
+        artifact.layer(Some(tag), "text/plain", tag.to_owned()).push(&registry, "pastis", tag);
+    }
+    std::thread::scope(|scope| {
+        for tag in ["1", "2", "3", "4"] {
+            let (from, home) = (registry.reference(&format!("pastis:{tag}")), &home);
+            scope.spawn(move || copy(home, &from, &format!("oci:layout:{tag}")));
+        }
+    });
+    for tag in ["1", "2", "3", "4"] {
+        assert_eq!(states(&copy(&home, &format!("oci:layout:{tag}"), "oci:again:1")).len(), 3);
+    }
+}
+
+#[test]
 fn a_platform_is_refused_because_all_of_an_index_goes() {
     let home = Home::new();
     for verb in ["copy", "push"] {

@@ -9,8 +9,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -18,7 +16,7 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::media_types;
-use crate::oci::{Descriptor, Digest, Hasher, LARGEST_MANIFEST, REF_NAME};
+use crate::oci::{Digest, Hasher, LARGEST_MANIFEST, REF_NAME};
 
 /// How the names of unfinished files begin.
 const UNFINISHED: &str = ".eo-mount-";
@@ -97,31 +95,6 @@ impl LayoutWriter {
         let mut blob = self.writer(digest.hasher())?;
         blob.write_all(bytes).map_err(|error| self.failed(&error))?;
         blob.finish()
-    }
-
-    /// A blob that is known by its descriptor; it gets its name only if the bytes are the right ones. If it is there,
-    /// nothing is asked of `bytes`.
-    pub async fn copy(&self, blob: &Descriptor, bytes: impl Stream<Item = Result<Bytes>>) -> Result<Blob> {
-        if self.has(&blob.digest, blob.size) {
-            return Ok(Blob { digest: blob.digest.clone(), size: blob.size, existed: true });
-        }
-        let (layout, hasher) = (self.clone(), blob.digest.hasher());
-        let mut writer = blocking(&blob.digest, move || layout.writer(hasher)).await?;
-        let mut bytes = std::pin::pin!(bytes);
-        while let Some(piece) = bytes.next().await {
-            let piece = piece?;
-            if writer.size.saturating_add(piece.len() as u64) > blob.size {
-                let cause = format!("more bytes came than the {} of its descriptor", blob.size);
-                return Err(Error::new(ErrorKind::Corrupt, &blob.digest, cause));
-            }
-            writer = blocking(&blob.digest, move || {
-                writer.write_all(&piece).map_err(|error| writer.layout.failed(&error))?;
-                Ok(writer)
-            })
-            .await?;
-        }
-        let wanted = blob.clone();
-        blocking(&blob.digest, move || writer.finish_as(&wanted)).await
     }
 
     /// Names a manifest in `index.json`: `entry` is its descriptor. The tag is taken from any other that has it.
@@ -281,16 +254,6 @@ impl BlobWriter {
         let Self { layout, file, hasher, size } = self;
         name(&layout, file, hasher.finish(), size)
     }
-
-    fn finish_as(self, wanted: &Descriptor) -> Result<Blob> {
-        let Self { layout, file, hasher, size } = self;
-        if size != wanted.size {
-            let cause = format!("{size} bytes came, {} in its descriptor", wanted.size);
-            return Err(Error::new(ErrorKind::Corrupt, &wanted.digest, cause));
-        }
-        hasher.check(&wanted.digest)?;
-        name(&layout, file, wanted.digest.clone(), size)
-    }
 }
 
 fn name(layout: &LayoutWriter, file: NamedTempFile, digest: Digest, size: u64) -> Result<Blob> {
@@ -313,10 +276,6 @@ fn hold(file: &File) -> io::Result<()> {
         Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
         result => Ok(result?),
     }
-}
-
-async fn blocking<T: Send + 'static>(object: &Digest, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod copy;
 pub mod diff;
 mod discover;
 mod extract;
+mod fetch;
 mod folder;
 mod layout_writer;
 pub mod pack;
