@@ -86,7 +86,7 @@ pub async fn conclude(artifact: &Artifact, layout: &LayoutWriter, tag: Option<&s
     let (layout, tag) = (layout.clone(), tag.map(str::to_owned));
     tokio::task::spawn_blocking(move || {
         for manifest in manifests {
-            layout.put_as(&manifest.digest, &manifest.bytes)?;
+            layout.put(&manifest.digest, &manifest.bytes)?;
         }
         let attached = attached.into_iter().map(|entry| (entry, None));
         layout.list(attached.chain([(entry, tag.as_deref())]).collect())

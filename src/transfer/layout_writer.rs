@@ -82,12 +82,8 @@ impl LayoutWriter {
         self.writer(Hasher::sha256())
     }
 
-    pub fn put(&self, bytes: &[u8]) -> Result<Blob> {
-        self.put_as(&Digest::sha256_of(bytes), bytes)
-    }
-
     /// The bytes have this digest, of whatever algorithm.
-    pub fn put_as(&self, digest: &Digest, bytes: &[u8]) -> Result<Blob> {
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<Blob> {
         let (digest, size) = (digest.clone(), bytes.len() as u64);
         if self.has(&digest, size) {
             return Ok(Blob { digest, size, existed: true });

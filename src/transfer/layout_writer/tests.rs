@@ -13,6 +13,10 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+fn put(layout: &LayoutWriter, bytes: &[u8]) -> Blob {
+    layout.put(&Digest::sha256_of(bytes), bytes).unwrap()
+}
+
 fn entry(blob: &Blob) -> Value {
     json!({"mediaType": "m", "digest": blob.digest.as_str(), "size": blob.size})
 }
@@ -32,8 +36,8 @@ fn writers_at_the_same_time_lose_nothing_of_each_other() {
             scope.spawn(move || {
                 for turn in 0..5 {
                     let layout = LayoutWriter::open(&at).unwrap();
-                    let own = layout.put(format!("{thread} {turn}").as_bytes()).unwrap();
-                    layout.put(b"common").unwrap();
+                    let own = put(&layout, format!("{thread} {turn}").as_bytes());
+                    put(&layout, b"common");
                     layout.tag(entry(&own), Some(&format!("t{thread}-{turn}"))).unwrap();
                 }
             });
@@ -54,7 +58,7 @@ fn writers_at_the_same_time_lose_nothing_of_each_other() {
 fn a_tag_names_the_last_manifest_and_others_stay() {
     let dir = tempdir().unwrap();
     let layout = LayoutWriter::open(dir.path()).unwrap();
-    let [a, b, c] = ["{}", "{ }", "{  }"].map(|bytes| layout.put(bytes.as_bytes()).unwrap());
+    let [a, b, c] = ["{}", "{ }", "{  }"].map(|bytes| put(&layout, bytes.as_bytes()));
     layout.tag(entry(&a), Some("a")).unwrap();
     layout.tag(entry(&b), Some("b")).unwrap();
     layout.tag(entry(&c), None).unwrap();

@@ -18,7 +18,7 @@ use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest, Referrer, RegistryReference};
 use crate::registry::{Progress, Registry};
-use crate::transfer::attach::list_all_by_tag;
+use crate::transfer::referrers_tag::list_all_by_tag;
 
 /// Where to, and how.
 pub struct Push {
