@@ -306,3 +306,16 @@ fn what_is_listed_as_attached_and_is_not_is_left_out_and_the_rest_copied() {
     let told = call(&home, "inspect", &["--json", "oci:layout:1"]).expect_success("inspect");
     assert_eq!(serde_json::from_slice::<Value>(&told.stdout).unwrap()["digest"], data.digest);
 }
+
+#[test]
+fn a_list_of_what_is_attached_that_cannot_be_had_is_no_empty_one_and_no_old_one() {
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    Artifact::new().tar("a.tar", noise(1, 1000)).push(&registry, "data", "1");
+    let from = registry.reference("data:1");
+    call(&home, "discover", &[&from]).expect_success("discover");
+    registry.fault(Matcher::path("/referrers/"), Fault::status(503), ALWAYS);
+    let said = call(&home, "copy", &["-r", "--timeout", "2s", &from, "oci:layout:1"]);
+    assert!(said.code == 1 && said.stderr.contains("503"), "{}", said.stderr);
+    assert!(!home.path().join("layout/index.json").exists());
+    copy(&home, &from, "oci:layout:1");
+}

@@ -94,7 +94,8 @@ impl Command {
         {
             reading.access.login = None;
         }
-        let repository = Repository::open(&self.from, &reading)?;
+        // Without the cache folder: what was attached once is not taken for what is.
+        let repository = Repository::open(&self.from, &Options { cache_dir: None, ..reading.clone() })?;
         let artifact = source(&from, &reading, self.recursive.then_some(&repository)).await?;
         // No blob is read before.
         repository.check_signed(&artifact.root().digest, &reading).await?;
