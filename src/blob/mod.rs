@@ -53,6 +53,11 @@ pub trait BlobSource: Send + Sync {
         self.read(blob, range)
     }
 
+    /// Bytes that come well within the time of a read, as it went lately: who asks for more at once may get none of it in time.
+    fn soon(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Whoever has read one of these to its end goes on with the next: who fetches ahead wants to know.
     fn in_order(&self, blobs: Vec<Descriptor>) {
         let _ = blobs;

@@ -166,9 +166,10 @@ impl ChunkCache {
         self.shared.disk.as_ref()
     }
 
-    /// Bytes that a request could have now without waiting for others.
+    /// Bytes that could be asked for now without waiting for others, and come soon.
     pub fn room(&self) -> u64 {
-        self.shared.in_flight.available_permits() as u64 / COST
+        let room = self.shared.in_flight.available_permits() as u64 / COST;
+        room.min(self.shared.source.soon())
     }
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
@@ -214,7 +215,7 @@ impl ChunkCache {
         };
         match (at_once, &shared.disk) {
             (None, Some(disk)) => Arc::clone(&shared).read_of_disk(Arc::clone(disk), blob.clone(), range).boxed(),
-            (on_disk, _) => shared.gather(blob.clone(), range, &on_disk.flatten()).boxed(),
+            (on_disk, _) => shared.gather(blob.clone(), range, on_disk.flatten()).boxed(),
         }
     }
 }
@@ -249,28 +250,39 @@ impl SharedState {
         Some(cut_out(&kept?, range))
     }
 
-    /// A range whose chunks are in different places. What is missing is asked for before this returns.
+    /// A range whose chunks are in different places. What is missing is asked for before this returns; where it comes slowly, only
+    /// the first of it, or the last would use up its time while it waits for the others.
     fn gather(
         self: &Arc<Self>,
         blob: Descriptor,
         range: Range<u64>,
-        on_disk: &OnDisk,
+        on_disk: Option<OnDisk>,
     ) -> impl Future<Output = Result<Bytes>> + Send + use<> {
-        let found = self.find(&blob, &range, on_disk);
         let shared = Arc::clone(self);
+        let mut numbers = chunk_numbers(&range);
+        let mut found = self.find(&blob, self.soon(&numbers), &on_disk);
         async move {
-            let mut chunks = Vec::with_capacity(found.len());
-            for (number, found) in chunk_numbers(&range).zip(found) {
-                shared.count(&found, overlap(number, &range));
-                chunks.push(shared.chunk(&blob, found).await?);
+            let mut chunks = Vec::new();
+            while !numbers.is_empty() {
+                for found in found {
+                    shared.count(&found, numbers.next().map_or(0, |number| overlap(number, &range)));
+                    chunks.push(shared.chunk(&blob, found).await?);
+                }
+                found = shared.find(&blob, shared.soon(&numbers), &on_disk);
             }
             Ok(cut_out(&chunks, &range))
         }
     }
 
-    fn fetch_ahead(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>, on_disk: &OnDisk) {
+    /// The first of these chunks, which come soon.
+    fn soon(&self, numbers: &Range<u64>) -> Range<u64> {
+        let most = (self.source.soon() / CHUNK).max(1);
+        numbers.start..numbers.end.min(numbers.start.saturating_add(most))
+    }
+
+    fn fetch_ahead(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>, on_disk: &Option<OnDisk>) {
         let mut chunks = self.chunks();
-        let missing = self.missing(&chunks, blob, range, on_disk);
+        let missing = self.missing(&chunks, blob, chunk_numbers(range), on_disk);
         if missing.iter().map(run_cost).sum::<u64>() >= self.in_flight.available_permits() as u64 {
             return;
         }
@@ -280,14 +292,20 @@ impl SharedState {
     }
 
     /// Runs of chunks that are neither kept, nor coming, nor on disk.
-    fn missing(&self, chunks: &Chunks, blob: &Descriptor, range: &Range<u64>, on_disk: &OnDisk) -> Vec<Range<u64>> {
-        let on_disk = on_disk.iter().flat_map(|(_, present)| present.iter().copied()).chain(std::iter::repeat(false));
-        let missing = chunk_numbers(range).zip(on_disk).filter(|(number, on_disk)| {
+    fn missing(
+        &self,
+        chunks: &Chunks,
+        blob: &Descriptor,
+        numbers: Range<u64>,
+        on_disk: &Option<OnDisk>,
+    ) -> Vec<Range<u64>> {
+        let missing = numbers.filter(|number| {
             let key = (self.space, blob.digest.clone(), *number);
+            let on_disk = on_disk.as_ref().is_some_and(|on_disk| on_disk.has(*number));
             !on_disk && !chunks.contains(&key) && !chunks.coming.contains_key(&key)
         });
         let mut runs: Vec<Range<u64>> = Vec::new();
-        for (number, _) in missing {
+        for number in missing {
             match runs.last_mut() {
                 Some(run) if run.end == number && number - run.start < self.longest => run.end += 1,
                 _ => runs.push(number..number + 1),
@@ -296,13 +314,13 @@ impl SharedState {
         runs
     }
 
-    /// Every chunk of `range`: kept, already coming, on disk, or asked for now, one request a run.
-    fn find(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>, on_disk: &OnDisk) -> Vec<Found> {
+    /// Every one of these chunks: kept, already coming, on disk, or asked for now, one request a run.
+    fn find(self: &Arc<Self>, blob: &Descriptor, numbers: Range<u64>, on_disk: &Option<OnDisk>) -> Vec<Found> {
         let mut chunks = self.chunks();
-        for run in self.missing(&chunks, blob, range, on_disk) {
+        for run in self.missing(&chunks, blob, numbers.clone(), on_disk) {
             self.ask_for(&mut chunks, blob, run, false);
         }
-        chunk_numbers(range)
+        numbers
             .filter_map(|number| {
                 let key = (self.space, blob.digest.clone(), number);
                 if let Some(chunk) = chunks.get(&key) {
@@ -315,7 +333,7 @@ impl SharedState {
                         }
                         Some(Found::Coming(coming.clone(), number))
                     }
-                    None => on_disk.as_ref().map(|(file, _)| Found::OnDisk(Arc::clone(file), number)),
+                    None => on_disk.as_ref().map(|on_disk| Found::OnDisk(Arc::clone(&on_disk.file), number)),
                 }
             })
             .collect()

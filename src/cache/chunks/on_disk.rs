@@ -15,8 +15,24 @@ use crate::cache::disk::DiskCache;
 use crate::error::Result;
 use crate::oci::Descriptor;
 
-/// The blob on disk, and which chunks of a range are there.
-pub type OnDisk = Option<(Arc<BlobFile>, Vec<bool>)>;
+/// The blob on disk, and which chunks are there, from the first on.
+pub struct OnDisk {
+    pub file: Arc<BlobFile>,
+    first: u64,
+    present: Vec<bool>,
+}
+
+impl OnDisk {
+    pub fn has(&self, number: u64) -> bool {
+        let place = number.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
+        place.and_then(|place| self.present.get(place)).is_some_and(|here| *here)
+    }
+
+    /// Blocks on the disk.
+    fn of(file: Arc<BlobFile>, chunks: Range<u64>) -> Self {
+        Self { first: chunks.start, present: file.present(chunks), file }
+    }
+}
 
 impl ChunkCache {
     /// A range that was read before, without a request. Leaves no trace of blobs that were not.
@@ -95,21 +111,22 @@ impl SharedState {
     }
 
     /// `None`: only the disk can tell.
-    pub(super) fn on_disk_at_once(&self, blob: &Descriptor, range: &Range<u64>) -> Option<OnDisk> {
+    pub(super) fn on_disk_at_once(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Option<OnDisk>> {
         let Some(disk) = &self.disk else { return Some(None) };
         let Some(file) = disk.at_hand(blob)? else { return Some(None) };
-        let present = file.present_at_once(&chunk_numbers(range))?;
-        Some(Some((file, present)))
+        let chunks = chunk_numbers(range);
+        let present = file.present_at_once(&chunks)?;
+        Some(Some(OnDisk { file, first: chunks.start, present }))
     }
 
     /// Of a disk that hangs, nothing.
-    pub(super) async fn on_disk(&self, blob: &Descriptor, range: &Range<u64>) -> OnDisk {
+    pub(super) async fn on_disk(&self, blob: &Descriptor, range: &Range<u64>) -> Option<OnDisk> {
         if let Some(known) = self.on_disk_at_once(blob, range) {
             return known;
         }
         let (disk, blob, chunks) = (Arc::clone(self.disk.as_ref()?), blob.clone(), chunk_numbers(range));
         let reads = Arc::clone(&disk.reads);
-        let look = move || disk.blob(&blob).map(|file| (Arc::clone(&file), file.present(chunks)));
+        let look = move || disk.blob(&blob).map(|file| OnDisk::of(file, chunks));
         reads.run(look).await?
     }
 
@@ -130,14 +147,11 @@ impl SharedState {
                     state.look_whether_whole(&of, &file);
                     Ok(bytes)
                 }
-                None => {
-                    let present = file.present(chunk_numbers(&wanted));
-                    Err(Some((file, present)))
-                }
+                None => Err(Some(OnDisk::of(file, chunk_numbers(&wanted)))),
             }
         };
         reads
-            .read_or(look, move |on_disk| async move { self.gather(blob, range, &on_disk.flatten()).await }.boxed())
+            .read_or(look, move |on_disk| async move { self.gather(blob, range, on_disk.flatten()).await }.boxed())
             .await
     }
 

@@ -51,7 +51,7 @@ impl SharedState {
         let checked = self.must_be_checked(blob).await;
         let mut new = Vec::new();
         let mut chunks = self.chunks();
-        for run in self.missing(&chunks, blob, &range, &on_disk) {
+        for run in self.missing(&chunks, blob, first..end, &on_disk) {
             let from = usize::try_from(run.start.saturating_sub(first)).unwrap_or(usize::MAX);
             let length = run.end.saturating_sub(run.start) as usize;
             let run_chunks: Arc<[Bytes]> = passing.iter().skip(from).take(length).cloned().collect();

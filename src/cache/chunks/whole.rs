@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 
-use super::{CHUNK, ChunkCache, Found, LONGEST_RUN, SharedState, Space, WRITES};
+use super::{CHUNK, ChunkCache, Found, LONGEST_RUN, SharedState, Space, WRITES, chunk_numbers};
 use crate::cache::blob_file::BlobFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
@@ -191,7 +191,7 @@ impl SharedState {
     /// Has the chunks of a range on disk, or on their way to it.
     async fn fetch_step(self: &Arc<Self>, blob: &Descriptor, range: Range<u64>) -> Result<()> {
         let on_disk = self.on_disk(blob, &range).await;
-        for found in self.find(blob, &range, &on_disk) {
+        for found in self.find(blob, chunk_numbers(&range), &on_disk) {
             if let Found::Coming(..) = found {
                 self.chunk(blob, found).await?;
             }
