@@ -12,8 +12,9 @@ use super::interrupt::until_signal;
 use super::push;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind};
-use crate::mount::Repository;
-use crate::oci::{Referrer, RegistryReference};
+use crate::mount::{Options, Repository};
+use crate::oci::{Digest, Referrer, RegistryReference};
+use crate::registry::Registry;
 use crate::transfer::list_by_tag;
 use crate::transfer::push::{Files, Moved, Push};
 
@@ -75,21 +76,34 @@ impl Command {
             annotations: self.annotation.iter().cloned().collect(),
             ..Files::default()
         };
-        let moved: Moved = Arc::new(|_| {});
-        let artifact = files.read(JOBS, SystemTime::now(), &moved).await.map_err(failed)?;
-        let root = artifact.root();
-        let referrer = Referrer::of_manifest(&root.bytes, &root.digest, &subject.digest)
-            .ok_or_else(|| failed(Error::new(ErrorKind::Io, &root.digest, "it would not be attached")))?;
-        let own = RegistryReference { tag: None, digest: Some(root.digest.clone()), ..reference.clone() };
-        let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
-        let (jobs, mount_from, stop) = (JOBS, Vec::new(), Arc::default());
-        let push = Push { registry: Arc::clone(&registry), reference: own, jobs, mount_from, uploads, stop };
-        until_signal(&push.stop, push.run(&artifact, &moved)).await?.map_err(failed)?;
-        list_by_tag(&registry, &subject.digest, &referrer, options.timeout).await.map_err(failed)?;
+        let digest = send(&files, &subject.digest, &registry, &reference, &options).await?;
         let RegistryReference { registry, repository, .. } = &reference;
-        match writeln!(io::stdout(), "{}\nattached to {registry}/{repository}@{}", root.digest, subject.digest) {
+        match writeln!(io::stdout(), "{digest}\nattached to {registry}/{repository}@{}", subject.digest) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
             _ => Ok(()),
         }
     }
+}
+
+/// Sends what has a subject, and sees to it that it is found; the digest of its manifest.
+pub async fn send(
+    files: &Files,
+    subject: &Digest,
+    registry: &Arc<Registry>,
+    reference: &RegistryReference,
+    options: &Options,
+) -> Result<Digest, Failure> {
+    let failed = |error: Error| Failure::artifact(&error);
+    let moved: Moved = Arc::new(|_| {});
+    let artifact = files.read(JOBS, SystemTime::now(), &moved).await.map_err(failed)?;
+    let root = artifact.root();
+    let referrer = Referrer::of_manifest(&root.bytes, &root.digest, subject)
+        .ok_or_else(|| failed(Error::new(ErrorKind::Io, &root.digest, "it would not be attached")))?;
+    let own = RegistryReference { tag: None, digest: Some(root.digest.clone()), ..reference.clone() };
+    let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
+    let (jobs, mount_from, stop) = (JOBS, Vec::new(), Arc::default());
+    let push = Push { registry: Arc::clone(registry), reference: own, jobs, mount_from, uploads, stop };
+    until_signal(&push.stop, push.run(&artifact, &moved)).await?.map_err(failed)?;
+    list_by_tag(registry, subject, &referrer, options.timeout).await.map_err(failed)?;
+    Ok(root.digest.clone())
 }

@@ -1,5 +1,6 @@
 //! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::json;
@@ -7,6 +8,7 @@ use serde_json::json;
 use super::layer::Contents;
 use super::tree::Node;
 use super::{Ino, Kind, Mount, Place};
+use crate::blob::Digested;
 use crate::error::{Error, Result};
 use crate::index::{EntryId, LayerIndex, Segment};
 use crate::oci::{Descriptor, Platform};
@@ -59,7 +61,9 @@ impl Mount {
                 if contents.index.entry(entry).is_some_and(|entry| entry.kind == Kind::File) {
                     xattrs.retain(|(name, _)| !name.starts_with(b"user.eo."));
                     let blob = &self.layer(layer)?.descriptor;
-                    xattrs.push(self.verified(blob));
+                    let plain = Some(entry).filter(|_| contents.is_plain(&self.sources));
+                    let ranges: Vec<_> = plain.into_iter().flat_map(|entry| contents.data_ranges(entry)).collect();
+                    xattrs.push(self.verified(blob, &ranges));
                     xattrs.extend(self.cached_of_file(&contents, entry));
                 }
                 xattrs
@@ -111,14 +115,19 @@ impl Mount {
 
     fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
         let mut xattrs = described(blob);
-        xattrs.push(self.verified(blob));
+        xattrs.push(self.verified(blob, std::slice::from_ref(&(0..blob.size))));
         xattrs.push(cached(self.sources.chunks.cached_bytes(blob, &(0..blob.size))));
         xattrs
     }
 
-    /// Whether all of the blob was seen to have its digest. `chunk` is for what chunk digests of a trusted index tell.
-    fn verified(&self, blob: &Descriptor) -> Xattr {
-        let how = if self.sources.chunks.is_verified(blob) { "blob" } else { "unverified" };
+    /// Whether all of the blob was seen to have its digest, or all chunks of these ranges those of an index that the user trusts.
+    fn verified(&self, blob: &Descriptor, ranges: &[Range<u64>]) -> Xattr {
+        let is_right = |digested: &Digested| ranges.iter().all(|range| digested.is_right(&blob.digest, range));
+        let how = match &self.digested {
+            _ if self.sources.chunks.is_verified(blob) => "blob",
+            Some(digested) if !ranges.is_empty() && is_right(digested) => "chunk",
+            _ => "unverified",
+        };
         (b"user.eo.verified".to_vec(), how.into())
     }
 
@@ -127,11 +136,18 @@ impl Mount {
         if !contents.is_plain(&self.sources) {
             return None;
         }
-        let ranges = contents.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {
+        let ranges = contents.data_ranges(file);
+        Some(cached(ranges.map(|range| self.sources.chunks.cached_bytes(&contents.blob, &range)).sum()))
+    }
+}
+
+impl Contents {
+    /// Of the blob.
+    fn data_ranges(&self, file: EntryId) -> impl Iterator<Item = Range<u64>> {
+        self.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {
             Segment::Data(range) => Some(range),
             Segment::Hole(_) => None,
-        });
-        Some(cached(ranges.map(|range| self.sources.chunks.cached_bytes(&contents.blob, &range)).sum()))
+        })
     }
 }
 
