@@ -190,7 +190,7 @@ impl Attached {
         let bytes = self.repository.manifest(&unknown).await?;
         let of = self.parts.iter().position(|part| Referrer::of_manifest(&bytes, manifest, &part.subject).is_some());
         let attached_elsewhere =
-            || Error::new(ErrorKind::Usage, manifest, "it is not attached to what is mounted, or is no index");
+            || Error::new(ErrorKind::NotFound, manifest, "it is not attached to what is mounted, or is no index");
         let number = of.ok_or_else(attached_elsewhere)?;
         Ok((number, self.read(manifest, &bytes, number, true).await?))
     }
