@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eo_mount::mount::{Ino, Kind, Mount, Options};
+use eo_mount::mount::{AttachedIndex, Ino, Kind, Mount, Options};
 use eo_mount_testing::fixtures::{TarFormat, gnu_tar, noise};
 use eo_mount_testing::{Artifact, ScriptedRegistry};
 use proptest::prelude::*;
@@ -139,6 +139,7 @@ fn options() -> Options {
         preserve_owner: false,
         oci: true,
         verify_key: None,
+        attached: AttachedIndex::Found,
     }
 }
 

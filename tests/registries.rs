@@ -322,7 +322,7 @@ fn a_tag_that_names_something_else_each_time_is_resolved_once() {
     let first = artifact.push(&scene.registry, "pastis", "t").digest;
     // The list is turned before each answer.
     scene.registry.move_tag_each_time("pastis", "t", &[&second, &first]);
-    let mounted = scene.call().mount();
+    let mounted = scene.call().arg("--no-index").mount();
     scene.compare(&mounted);
     assert_eq!(scene.registry.requests_of(Kind::Manifest).len(), 1);
 }
@@ -431,7 +431,7 @@ fn registries_conf_rewrites_locations_names_mirrors_and_blocks() {
         mirror.address()
     );
     std::fs::write(conf.path(), table).unwrap();
-    let mounted = call("data.example/eo/pastis:t").mount();
+    let mounted = call("data.example/eo/pastis:t").arg("--no-index").mount();
     scene.compare(&mounted);
     assert!(mirror.requests_of(Kind::Manifest).is_empty() && mirror.blob_requests() > 2);
     assert_eq!((scene.registry.blob_requests(), scene.registry.requests_of(Kind::Manifest).len()), (0, 1));

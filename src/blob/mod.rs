@@ -4,6 +4,7 @@
 mod background;
 pub mod content;
 mod described;
+mod digested;
 mod headers;
 mod layout;
 mod local;
@@ -19,6 +20,7 @@ use futures_util::future::BoxFuture;
 pub use background::Background;
 pub use content::Compression;
 pub use described::Described;
+pub use digested::Digested;
 pub use headers::Headers;
 pub use layout::Layout;
 pub use local::{Local, LocalFiles};

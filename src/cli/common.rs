@@ -16,8 +16,8 @@ use super::access::AccessArguments;
 use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind};
-use crate::mount::Options;
-use crate::oci::{Platform, PublicKey};
+use crate::mount::{AttachedIndex, Options};
+use crate::oci::{Digest, Platform, PublicKey};
 
 #[derive(Debug, Args)]
 pub struct Common {
@@ -59,6 +59,14 @@ pub struct Common {
     /// Refuse what is not signed by this key: a public key of cosign (PEM, ECDSA P-256)
     #[arg(long, value_name = "FILE", env = "EO_MOUNT_VERIFY_KEY", hide_env = true)]
     pub verify_key: Option<PathBuf>,
+
+    /// List from this attached index, by the digest of its manifest, and check chunks against its digests
+    #[arg(long, value_name = "DIGEST", env = "EO_MOUNT_INDEX", hide_env = true, conflicts_with_all = ["no_index", "verify"])]
+    pub index: Option<Digest>,
+
+    /// List from no attached index [default: from the newest, until the layers prove it wrong]
+    #[arg(long, env = "EO_MOUNT_NO_INDEX", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub no_index: bool,
 
     /// Most memory for data, at least 16MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory,
@@ -132,6 +140,11 @@ impl Common {
             preserve_owner: false,
             oci: true,
             verify_key: self.verify_key.as_deref().map(public_key).transpose()?,
+            attached: match &self.index {
+                _ if self.no_index => AttachedIndex::Ignored,
+                Some(digest) => AttachedIndex::Pinned(digest.clone()),
+                None => AttachedIndex::Found,
+            },
         })
     }
 

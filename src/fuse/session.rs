@@ -1,6 +1,8 @@
 //! One mount from start to end: attached, served by two threads, ended from outside or by us.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -56,10 +58,13 @@ impl Session {
             // Who may use the mount is the kernel's business (fs/fuse/dir.c, fuse_allow_current_process).
             let served = fuser::Session::from_fd(adapter, connection, SessionACL::All, config)?;
             let notifier = Arc::new(served.notifier());
-            mount.on_wrong(move |inodes| {
+            mount.on_wrong(move |inodes, names| {
                 let notifier = Arc::clone(&notifier);
                 // The kernel waits for reads of these pages that are under way. An inode that it does not know is an error.
                 runtime.spawn_blocking(move || {
+                    for (directory, name) in names {
+                        let _ = notifier.inval_entry(INodeNo(directory.0), OsStr::from_bytes(&name));
+                    }
                     inodes.into_iter().for_each(|ino| drop(notifier.inval_inode(INodeNo(ino.0), 0, 0)));
                 });
             });

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::claim::GONE;
 use super::member::{Kind, Mtime, SparseExtent};
 
 /// Number of an entry within its layer, from 0 (the layer's directory) to `len() - 1`, the same for the same archive.
@@ -121,6 +122,7 @@ impl LayerIndex {
         self.nodes.len() <= 1
     }
 
+    /// `None`: the number is nobody's; see also [`Self::renumbered`].
     pub fn entry(&self, id: EntryId) -> Option<Entry> {
         let node = self.node(id)?;
         let size = match node.kind {
@@ -248,7 +250,7 @@ impl LayerIndex {
     }
 
     fn node(&self, id: EntryId) -> Option<&Node> {
-        self.nodes.get(id.0 as usize)
+        self.nodes.get(id.0 as usize).filter(|node| node.flags & GONE == 0)
     }
 
     pub(super) fn extents_of(&self, id: EntryId) -> &[SparseExtent] {

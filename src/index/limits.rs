@@ -23,6 +23,8 @@ pub struct Limits {
     pub link_parts: u64,
     /// Bytes of memory that one layer's index takes while it is built, and after.
     pub index_bytes: u64,
+    /// Bytes of the footer of an attached index: 60,000 layers.
+    pub footer_bytes: u64,
     /// Warnings kept of one layer; the rest is only counted.
     pub warnings: u64,
 }
@@ -40,6 +42,7 @@ impl Default for Limits {
             link_hops: 40,
             link_parts: 10_000_000,
             index_bytes: 256 << 20,
+            footer_bytes: 8 << 20,
             warnings: 100,
         }
     }

@@ -4,7 +4,9 @@
 // Beside what lib.rs denies.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod attached;
 mod build;
+mod claim;
 mod codec;
 mod error;
 mod header;
@@ -25,7 +27,12 @@ mod stream;
 mod tests;
 mod zip;
 
+pub use attached::{
+    AttachedBlob, AttachedLayer, AttachedPart, ChunkDigests, DIGEST_CHUNK, Frame, TRAILER, footer_length, read_footer,
+    write_attached,
+};
 pub use build::LayerIndexBuilder;
+pub use claim::{Headers, Renumbered};
 pub use codec::{CodecError, Content, decode, encode};
 pub use error::ScanError;
 pub use indexer::{Indexer, Tuning};

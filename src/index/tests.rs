@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 mod archive;
+mod attached;
+mod claim;
 mod codec;
 mod damage;
 mod dialects;

@@ -119,7 +119,8 @@ impl Mount {
         let Place::Entry { layer, entry } = self.place(file.ino)? else {
             return Ok(std::iter::once(0..file.size).collect());
         };
-        let contents = self.layer(layer)?.contents(&self.sources).await?;
+        let contents = self.proven(layer, entry).await?;
+        contents.is_there(entry)?;
         let (mut at, mut ranges) = (0_u64, Vec::new());
         for segment in contents.index.segments(entry, 0..u64::MAX) {
             let (length, is_data) = match segment {

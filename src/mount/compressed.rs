@@ -139,6 +139,12 @@ pub async fn reopen(layer: &Descriptor, sources: &Sources) -> Result<Option<(u64
     Ok(content.map(|content| (content.size(), sources.of_content(content))))
 }
 
+/// Whether it is read anywhere without a pass, by whoever opens it first.
+pub async fn has_seek_table(layer: &Descriptor, sources: &Sources) -> Result<bool> {
+    let head = read_head(sources.headers.as_ref(), layer).await?;
+    Ok(Compression::of(&head) == Some(Compression::Zstd) && by_seek_table(layer, sources).await?.is_some())
+}
+
 async fn known(layer: &Descriptor, compression: Compression, sources: &Sources) -> Result<Option<Content>> {
     match kept(layer, sources).await? {
         None if compression == Compression::Zstd => by_seek_table(layer, sources).await,

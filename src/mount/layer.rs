@@ -1,5 +1,6 @@
 //! One tar layer: its index is loaded or built when somebody first looks into it.
 
+use std::mem::take;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,15 +9,17 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 
-use super::compressed::{Unfinished, Unpacked, unpack};
+use super::attached::{self, Attached};
+use super::compressed::{self, Unfinished, Unpacked, unpack};
 use super::indexing::{Indexing, read_head};
+use super::proof::Claim;
 use super::stored::{self, Kept};
 use super::zip;
 use crate::blob::content::ContentLimits;
 use crate::blob::{BlobSource, Compression, LocalFiles};
 use crate::cache::{CacheFolder, ChunkCache, Indexes};
 use crate::error::{Error, ErrorKind, Result, printable};
-use crate::index::{Content, LayerIndex};
+use crate::index::{AttachedPart, Content, EntryId, LayerIndex, Renumbered};
 use crate::oci::Descriptor;
 
 /// Where the layers of a mount are read from.
@@ -31,6 +34,8 @@ pub struct Sources {
     pub local: LocalFiles,
     pub folder: Option<Arc<CacheFolder>>,
     pub indexes: Option<Arc<Indexes>>,
+    /// What others have attached.
+    pub attached: Option<Arc<Attached>>,
     pub indexing: Indexing,
     pub index_memory: Arc<IndexMemory>,
     pub content_limits: ContentLimits,
@@ -56,6 +61,19 @@ struct State {
     error: Option<Error>,
     /// Of a compressed layer: what the next look goes on with.
     unfinished: Option<Unfinished>,
+    shown: Shown,
+}
+
+/// What the numbers that were given out come from.
+#[derive(Clone, Default)]
+enum Shown {
+    /// The layer itself.
+    #[default]
+    Truth,
+    /// An index that is attached.
+    Claim,
+    /// One that was wrong, or could not be proven.
+    Distrusted(Arc<LayerIndex>),
 }
 
 /// An indexing under way.
@@ -100,10 +118,19 @@ pub struct Contents {
     pub source: Arc<dyn BlobSource>,
     /// Ends when the index is kept for later mounts, or cannot be.
     pub kept: Kept,
+    /// The index is attached: what is proven of it.
+    pub claim: Option<Claim>,
+    /// What was shown otherwise before: see [`Renumbered`].
+    pub changed: Mutex<Vec<(EntryId, Vec<u8>)>>,
     pub _held: Held,
 }
 
 impl Contents {
+    /// What was shown otherwise before; told once.
+    pub fn take_changed(&self) -> Vec<(EntryId, Vec<u8>)> {
+        take(&mut self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether the members lie in the layer's blob as they are.
     pub fn is_plain(&self, sources: &Sources) -> bool {
         Arc::ptr_eq(&self.source, &sources.data)
@@ -157,9 +184,28 @@ impl Layer {
 
     /// See [`super::Mount::index_ahead`].
     pub async fn index_ahead(&self, sources: &Arc<Sources>) -> Result<u64> {
-        let Contents { index, kept, .. } = open(&self.descriptor, sources, &mut None).await?;
+        let Contents { index, kept, .. } = truth(&self.descriptor, sources, &mut None).await?;
         kept.await?;
         Ok(index.len() as u64)
+    }
+
+    /// See [`super::Mount::attachments`].
+    pub async fn attachable(&self, sources: &Arc<Sources>) -> Option<AttachedPart> {
+        let layer = &self.descriptor;
+        let contents = truth(layer, sources, &mut None).await.ok()?;
+        let is_read_anywhere =
+            contents.is_plain(sources) || compressed::has_seek_table(layer, sources).await.unwrap_or(false);
+        is_read_anywhere.then(|| attached::part(layer, &contents, sources)).flatten()
+    }
+
+    /// From now on the layer itself is asked, and no index that is attached; whether it was so before.
+    pub fn distrust(&self, claimed: &Contents) -> bool {
+        let mut state = self.state();
+        if claimed.claim.is_none() || matches!(state.shown, Shown::Distrusted(_)) {
+            return true;
+        }
+        (state.shown, state.contents) = (Shown::Distrusted(Arc::clone(&claimed.index)), None);
+        false
     }
 
     /// Indexes the layer before anybody asks; a failure is forgotten.
@@ -184,7 +230,8 @@ impl Layer {
         let (layer, sources) = (Arc::clone(self), Arc::clone(sources));
         let task = tokio::spawn(async move {
             let mut unfinished = layer.state().unfinished.take();
-            let opened = open(&layer.descriptor, &sources, &mut unfinished).await;
+            let shown = layer.state().shown.clone();
+            let opened = open(&layer.descriptor, &sources, &mut unfinished, shown).await;
             layer.state().unfinished = unfinished;
             opened
         });
@@ -197,7 +244,14 @@ impl Layer {
             let mut state = layer.state();
             state.coming = None;
             match &result {
-                Ok(contents) => (state.contents, state.error) = (Some(Arc::clone(contents)), None),
+                // It was distrusted meanwhile.
+                Ok(contents) if contents.claim.is_some() && matches!(state.shown, Shown::Distrusted(_)) => {}
+                Ok(contents) => {
+                    if contents.claim.is_some() {
+                        state.shown = Shown::Claim;
+                    }
+                    (state.contents, state.error) = (Some(Arc::clone(contents)), None);
+                }
                 Err(error) if !ahead => state.error = Some(error.clone()),
                 Err(_) => {}
             }
@@ -214,16 +268,31 @@ impl Layer {
     }
 }
 
-async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Option<Unfinished>) -> Result<Contents> {
-    let contents = match stored::contents(layer, sources).await {
-        Some(contents) => contents,
-        None => {
-            let Opened { index, content, blob, source } = open_blob(layer, sources, unfinished).await?;
-            let index = Arc::new(index);
-            let kept = stored::keep(layer, &index, content, sources);
-            let held = sources.index_memory.hold(index.memory());
-            Contents { index, blob, source, kept, _held: held }
+/// With the numbers that were shown before.
+async fn open(
+    layer: &Descriptor,
+    sources: &Arc<Sources>,
+    unfinished: &mut Option<Unfinished>,
+    shown: Shown,
+) -> Result<Contents> {
+    let contents = match shown {
+        Shown::Distrusted(claimed) => {
+            let mut contents = truth(layer, sources, unfinished).await?;
+            let Renumbered { index, changed } = (*contents.index).clone().renumbered(&claimed);
+            (contents.index, contents.changed) = (Arc::new(index), Mutex::new(changed));
+            contents
         }
+        Shown::Claim => stored::claimed(layer, sources).await.ok_or_else(|| {
+            Error::new(ErrorKind::Unreachable, &layer.digest, "its attached index cannot be had a second time")
+                .hint("try again, or mount with --no-index")
+        })?,
+        Shown::Truth => match stored::contents(layer, sources).await {
+            Some(contents) => contents,
+            None => match stored::claimed(layer, sources).await {
+                Some(contents) => contents,
+                None => truth(layer, sources, unfinished).await?,
+            },
+        },
     };
     for warning in contents.index.warnings() {
         tracing::warn!("layer {}: {}", layer.digest, printable(warning));
@@ -235,6 +304,20 @@ async fn open(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Optio
         );
     }
     Ok(contents)
+}
+
+/// What the layer itself says, now or when its index was kept.
+async fn truth(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Option<Unfinished>) -> Result<Contents> {
+    match stored::contents(layer, sources).await {
+        Some(contents) => Ok(contents),
+        None => {
+            let Opened { index, content, blob, source } = open_blob(layer, sources, unfinished).await?;
+            let index = Arc::new(index);
+            let kept = stored::keep(layer, &index, content, sources);
+            let held = sources.index_memory.hold(index.memory());
+            Ok(Contents { index, blob, source, kept, claim: None, changed: Mutex::default(), _held: held })
+        }
+    }
 }
 
 /// What a blob holds, looked into.

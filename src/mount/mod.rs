@@ -2,6 +2,7 @@
 //! Called by `fuse` and `cli`; uses the io and core layers.
 
 mod ahead;
+mod attached;
 mod attributes;
 mod compressed;
 mod indexing;
@@ -12,6 +13,7 @@ mod names;
 mod oci_view;
 mod open;
 mod prefetch;
+mod proof;
 mod read;
 mod repository;
 mod resolve;
@@ -27,20 +29,23 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::blob::Digested;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{EntryId, LayerIndex};
-use crate::oci::{Digest, Platform, PublicKey};
+use crate::oci::{Platform, PublicKey};
 use crate::registry::{Access, Traffic};
 pub use ahead::{Archive, Holds};
+pub use attached::{AttachedIndex, Attachment, INDEX_TYPE};
 pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
 pub use manifests::{Resolved, sized};
 use oci_view::OciView;
 pub use prefetch::{Fetched, Plan};
+use proof::OnWrong;
 pub use repository::Repository;
 pub use select::{Failed, Found, Selection};
 use tree::{Node, NodeId, Tree};
@@ -120,6 +125,7 @@ pub struct Options {
     pub preserve_owner: bool,
     /// Whether there is a folder `.oci`.
     pub oci: bool,
+    pub attached: AttachedIndex,
 }
 
 /// A mounted artifact. What a kernel asks for (look-up, attributes, listing, reads, extended attributes) ends within
@@ -132,6 +138,8 @@ pub struct Mount {
     /// Of each layer that is a directory.
     layer_nodes: Vec<Option<LayerNode>>,
     sources: Arc<Sources>,
+    /// What an index that the user has named says of chunks.
+    digested: Option<Arc<Digested>>,
     repository: Repository,
     /// For layers that nobody has asked for yet.
     ahead: Arc<Sources>,
@@ -148,6 +156,7 @@ pub struct Mount {
     traffic: Arc<Traffic>,
     /// Bytes that readers were given.
     given: AtomicU64,
+    on_wrong: OnceLock<Arc<OnWrong>>,
 }
 
 /// Where a layer's directory is.
@@ -265,7 +274,13 @@ impl Mount {
 
     pub async fn read_link(&self, symlink: Ino) -> Result<Vec<u8>> {
         match self.place(symlink)? {
-            Place::Entry { layer, entry } => Ok(self.contents(layer).await?.index.link_target(entry).to_vec()),
+            Place::Entry { layer, entry } => {
+                let contents =
+                    in_time(self.options.timeout, &self.layer(layer)?.descriptor.digest, self.proven(layer, entry))
+                        .await?;
+                contents.is_there(entry)?;
+                Ok(contents.index.link_target(entry).to_vec())
+            }
             Place::Node(_) | Place::Oci(_) => {
                 Err(Error::new(ErrorKind::Unsupported, "readlink", "not a symbolic link"))
             }
@@ -275,29 +290,6 @@ impl Mount {
     /// Ends when all that was fetched is in the cache folder.
     pub async fn settle(&self) {
         self.sources.chunks.settle().await;
-    }
-
-    /// Has this called with the inodes of a layer whose bytes turn out to be wrong: what a kernel keeps of them is, too.
-    pub fn on_wrong(self: &Arc<Self>, call: impl Fn(Vec<Ino>) + Send + Sync + 'static) {
-        let mount = Arc::downgrade(self);
-        self.sources.chunks.on_wrong(move |digest| {
-            if let Some(mount) = mount.upgrade() {
-                call(mount.inodes_of(digest));
-            }
-        });
-    }
-
-    /// All that show bytes of this layer, as far as its index is in memory.
-    fn inodes_of(&self, digest: &Digest) -> Vec<Ino> {
-        let of_view = self.oci.iter().flat_map(|view| view.numbers_of(digest));
-        let mut inodes: Vec<Ino> = of_view.map(|number| Ino::of(Place::Oci(number))).collect();
-        for (number, layer) in self.layers.iter().enumerate().filter(|(_, layer)| layer.descriptor.digest == *digest) {
-            let entries = layer.known().map_or(0, |contents| u32::try_from(contents.index.len()).unwrap_or(u32::MAX));
-            inodes.extend((0..entries).map(|entry| Ino::of(Place::Entry { layer: number, entry: EntryId(entry) })));
-            let is_it = |id: &NodeId| self.tree.node(*id) == Some(Node::LayerFile(number));
-            inodes.extend((0..self.tree.len()).filter(is_it).map(|id| Ino::of(Place::Node(id))));
-        }
-        inodes
     }
 
     pub fn usage(&self) -> Usage {

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::attached::Attached;
 use super::indexing::{Indexing, read_head};
 use super::layer::{Layer, Sources};
 use super::manifests::Resolved;
@@ -18,7 +19,7 @@ use super::resolve::Artifact;
 use super::stored;
 use super::tree::{Node, Tree};
 use super::zip::is_zip;
-use super::{LayerNode, Mount, Options};
+use super::{AttachedIndex, LayerNode, Mount, Options, not_done};
 use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression};
 use crate::cache::{CacheFolder, Indexes, Manifests};
@@ -37,6 +38,8 @@ const LOOKS: usize = 16;
 const GLANCE: Duration = Duration::from_secs(2);
 /// Passes over compressed layers at one time: each keeps a core busy, and holds 8 MiB of the blob and its decoder's window.
 const PASSES: usize = 2;
+/// The part of the timeout that looking for an attached index may take.
+const PATIENCE: u32 = 4;
 /// Bytes of a compressed blob that give its first header, for certain.
 const FIRST_BLOCKS: u64 = 1 << 20;
 
@@ -54,7 +57,7 @@ impl Mount {
         let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
         let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
         let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref(), deadline).await?;
-        let Artifact { mut parts, headers, data, chunks, local, traffic, reachable, repository } = artifact;
+        let Artifact { mut parts, headers, data, chunks, local, traffic, reachable, repository, digested } = artifact;
         if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
             tokio::task::spawn_blocking(move || {
                 manifests.clean(SystemTime::now());
@@ -62,6 +65,19 @@ impl Mount {
             });
         }
         let limits = Limits { index_bytes: options.memory, ..Limits::default() };
+        // One that is attached may be of bytes that nobody has checked, too. Who did not answer just now is not asked for more.
+        let attached = match options.attached {
+            AttachedIndex::Found if options.verify_blobs || !(reachable || options.offline) => None,
+            AttachedIndex::Ignored => None,
+            AttachedIndex::Found | AttachedIndex::Pinned(_) => {
+                let patience = options.timeout / PATIENCE;
+                Some(Arc::new(Attached::new(repository.clone(), chunks.clone(), limits, patience, &parts)))
+            }
+        };
+        if let (AttachedIndex::Pinned(digest), Some(attached)) = (&options.attached, &attached) {
+            let pinning = attached.pin(digest, digested.as_deref());
+            timeout_at(deadline, pinning).await.unwrap_or_else(|_| Err(not_done(options.timeout, digest)))?;
+        }
         let index_memory = Arc::default();
         let folder = folder.map(Arc::new);
         let habits = Arc::default();
@@ -72,6 +88,7 @@ impl Mount {
             local: local.clone(),
             folder: folder.clone(),
             indexes: indexes.clone(),
+            attached: attached.clone(),
             indexing: Indexing {
                 limits: Limits { index_bytes: options.memory / 16, ..limits },
                 tuning: Tuning { store: AHEAD_STORE, ..Tuning::default() },
@@ -90,6 +107,7 @@ impl Mount {
             local,
             folder,
             indexes,
+            attached,
             indexing: Indexing { limits, tuning: Tuning::default(), requests: options.connections, habits },
             index_memory,
             content_limits: ContentLimits::default(),
@@ -132,6 +150,7 @@ impl Mount {
             layers: layers.into_iter().map(|(layer, _)| Arc::new(Layer::new(layer))).collect(),
             layer_nodes,
             sources,
+            digested,
             ahead: Arc::new(ahead),
             walk,
             look_ahead: Mutex::default(),
@@ -142,6 +161,7 @@ impl Mount {
             created: created.unwrap_or(SystemTime::UNIX_EPOCH),
             traffic,
             given: AtomicU64::new(0),
+            on_wrong: OnceLock::new(),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
@@ -40,7 +41,19 @@ impl Mount {
             }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
-                self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await
+                if contents.is_proven(entry) {
+                    return self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await;
+                }
+                // The header lies in the chunk before the data, if not in the same one: no round trip more.
+                let both = async {
+                    let (proven, bytes) = tokio::join!(self.proven(layer, entry), contents.read(entry, range.clone()));
+                    let proven = proven?;
+                    match Arc::ptr_eq(&proven, &contents) {
+                        true => bytes,
+                        false => proven.read(entry, range).await,
+                    }
+                };
+                self.read_in_time(&contents.blob.digest, both).await
             }
         }
     }
@@ -67,6 +80,7 @@ fn cut(bytes: &Bytes, range: Range<u64>) -> Bytes {
 impl Contents {
     /// `range` of a file, cut at its end; holes are zeros.
     async fn read(&self, file: EntryId, range: Range<u64>) -> Result<Bytes> {
+        self.is_there(file)?;
         let segments: Vec<Segment> = self.index.segments(file, range).collect();
         // Nearly always: one piece, given out without a copy.
         if let [Segment::Data(range)] = segments.as_slice() {

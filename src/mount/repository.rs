@@ -165,8 +165,13 @@ impl Repository {
             let digest = &referrer.descriptor.digest;
             let manifest = self.manifest(&referrer.descriptor).await.ok();
             let own = manifest.and_then(|bytes| Referrer::of_manifest(&bytes, digest, subject));
-            let artifact_type = own.map(|own| own.artifact_type);
-            Referrer { artifact_type: artifact_type.unwrap_or_else(|| media_types::EMPTY.to_owned()), ..referrer }
+            match own {
+                Some(Referrer { artifact_type, descriptor: Descriptor { annotations, .. } }) => {
+                    // They tell no annotations either.
+                    Referrer { artifact_type, descriptor: Descriptor { annotations, ..referrer.descriptor } }
+                }
+                None => referrer,
+            }
         });
         corrected.buffered(AT_ONCE).collect().await
     }

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use super::manifests::{AT_ONCE, ManifestLimits, Resolved, expand};
 use super::repository::Repository;
 use super::verify::check_signed;
-use super::{Options, in_time, not_done};
-use crate::blob::{BlobSource, Described, Headers, Layout, Local, LocalFiles, Offline, ReadAhead};
+use super::{AttachedIndex, Options, in_time, not_done};
+use crate::blob::{BlobSource, Described, Digested, Headers, Layout, Local, LocalFiles, Offline, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache, Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest, LARGEST_MANIFEST, LayoutReference, Manifest, Reference, RegistryReference};
@@ -30,6 +30,8 @@ pub struct Artifact {
     /// False: there is no registry, or it was tried in vain just now.
     pub reachable: bool,
     pub repository: Repository,
+    /// What is asked for chunks, if an index is to tell their digests.
+    pub digested: Option<Arc<Digested>>,
 }
 
 impl Options {
@@ -89,7 +91,7 @@ impl Artifact {
         let chunks = Arc::new(ChunkCache::new(source.clone(), None, options.memory));
         let (headers, data) = (source.clone(), source);
         let traffic = Arc::default();
-        Ok(Self { parts, headers, data, chunks, local, traffic, reachable: true, repository })
+        Ok(Self { parts, headers, data, chunks, local, traffic, reachable: true, repository, digested: None })
     }
 
     async fn in_registry(
@@ -123,6 +125,9 @@ impl Artifact {
             Some(registry) => registry.clone(),
             None => Arc::new(Offline),
         };
+        let is_pinned = matches!(options.attached, AttachedIndex::Pinned(_));
+        let digested = is_pinned.then(|| Arc::new(Digested::new(Arc::clone(&source))));
+        let source = digested.clone().map_or(source, |digested| digested);
         let local = LocalFiles::default();
         let source = described(&mut parts, source, &local);
         let (chunks, headers): (_, Arc<dyn BlobSource>) = if options.verify_blobs {
@@ -153,6 +158,7 @@ impl Artifact {
             traffic: registry.as_ref().map(|registry| registry.traffic()).unwrap_or_default(),
             reachable: registry.is_some() && origin != Origin::Fallback,
             repository,
+            digested,
         })
     }
 }

@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, Shared};
 
 use super::compressed::{Unfinished, reopen};
 use super::layer::{Contents, Opened, Sources, open_blob};
+use super::proof::Claim;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Content, LayerIndex};
@@ -17,11 +18,22 @@ use crate::oci::Descriptor;
 /// Whether an index is kept for later mounts; known when it is.
 pub type Kept = Shared<BoxFuture<'static, Result<()>>>;
 
+/// The contents of a layer whose index somebody has attached.
+pub async fn claimed(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Contents> {
+    let (index, content) = sources.attached.as_ref()?.index(layer, &sources.indexing.limits).await?;
+    let claim = Some(Claim::of(&index));
+    Some(Contents { claim, ..of_index(index, content, layer, sources)? })
+}
+
 /// The contents of a layer whose index is kept, without a request.
 pub async fn contents(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Contents> {
     let indexes = Arc::clone(sources.indexes.as_ref()?);
     let (blob, limits) = (layer.clone(), sources.indexing.limits);
     let (index, content) = tokio::task::spawn_blocking(move || indexes.load(&blob, &limits)).await.ok()??;
+    of_index(index, content, layer, sources)
+}
+
+fn of_index(index: LayerIndex, content: Content, layer: &Descriptor, sources: &Arc<Sources>) -> Option<Contents> {
     let (blob, source): (_, Arc<dyn BlobSource>) = match content {
         Content::Blob => (layer.clone(), Arc::clone(&sources.data)),
         // Who looks ahead does not unpack, and must not do so later.
@@ -39,7 +51,8 @@ pub async fn contents(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Cont
     };
     let kept = std::future::ready(Ok(())).boxed().shared();
     let held = sources.index_memory.hold(index.memory());
-    Some(Contents { index: Arc::new(index), blob, source, kept, _held: held })
+    let index = Arc::new(index);
+    Some(Contents { index, blob, source, kept, claim: None, changed: Mutex::default(), _held: held })
 }
 
 /// Keeps an index, in the background: who looks into the layer does not wait for it.
