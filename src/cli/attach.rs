@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use clap::Parser;
 
+use super::annotations::annotate;
 use super::common::Common;
 use super::failure::Failure;
 use super::interrupt::until_signal;
@@ -73,7 +74,7 @@ impl Command {
         let (subject, _) = repository.root(&options).await.map_err(failed)?;
         let layers = self.files.iter().map(|file| push::layer(file, self.disable_path_validation));
         let mut layers: Vec<_> = layers.collect::<Result<_, _>>().map_err(failed)?;
-        let annotated = push::annotate(&mut layers, &self.annotation, self.annotation_file.as_deref());
+        let annotated = annotate(&mut layers, &self.annotation, self.annotation_file.as_deref());
         let [annotations, config_annotations] = annotated.map_err(failed)?;
         let files = Files {
             layers,
