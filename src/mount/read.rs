@@ -40,7 +40,13 @@ impl Mount {
             }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
-                self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await
+                let read = self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await;
+                match &read {
+                    Ok(_) => self.layer(layer)?.note_read(None),
+                    Err(error) if error.kind == ErrorKind::Corrupt => self.layer(layer)?.note_read(Some(error)),
+                    Err(_) => {}
+                }
+                read
             }
         }
     }
