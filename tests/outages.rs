@@ -252,3 +252,33 @@ fn a_slow_link_is_read_from_start_to_end_though_all_of_it_takes_longer_than_the_
         }
     });
 }
+
+#[test]
+fn one_reader_uses_few_connections_where_one_fills_the_line_and_more_where_each_is_slow() {
+    let megabits = 1_000_000;
+    let used = |per_connection: Option<u64>| {
+        let registry = ScriptedRegistry::start();
+        let layer = Artifact::new().layer(Some("a.bin"), "application/octet-stream", noise(3, 144 << 20));
+        layer.push(&registry, "pastis", "t");
+        let (round_trip, line) = (Duration::from_millis(20), Some(160 * megabits));
+        let shape = Shape { round_trip, bits_per_second: line, per_connection, ..Shape::default() };
+        let link = Link::new(registry.address(), shape);
+        let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), link.reference("pastis:t")).mount();
+        let file = std::fs::File::open(mounted.join("a.bin")).unwrap();
+        let mut piece = vec![0; 1 << 20];
+        let mut read = |from: u64, to: u64| {
+            (from..to).for_each(|mebibyte| file.read_exact_at(&mut piece, mebibyte << 20).unwrap());
+        };
+        read(0, 112);
+        let before = link.bytes_down_of_each();
+        read(112, 144);
+        let after = link.bytes_down_of_each();
+        after
+            .iter()
+            .zip(before.iter().chain(std::iter::repeat(&0)))
+            .filter(|(after, before)| **after > **before + (1 << 20))
+            .count()
+    };
+    let (few, more) = (used(None), used(Some(32 * megabits)));
+    assert!(few <= 6 && more >= 7, "{few} and {more} connections");
+}

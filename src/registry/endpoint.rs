@@ -48,9 +48,9 @@ struct Known {
     failed_until: Option<Instant>,
 }
 
-/// Where a blob's redirect led.
+/// Where a blob's redirect led; nowhere: it has none.
 struct Resolved {
-    url: Url,
+    url: Option<Url>,
     until: Option<Instant>,
 }
 
@@ -154,8 +154,8 @@ impl Endpoint {
                 return self.resolved(&url, headers, object).await;
             }
         }
-        // Whoever wants the same blob waits for the redirect, but only where there are any.
-        let held = if self.known().redirects {
+        // Whoever wants the same blob waits for the redirect, but only where there are any, and not of a blob that has none.
+        let held = if resolved.is_none() && self.known().redirects {
             Some(resolved)
         } else {
             drop(resolved);
@@ -166,11 +166,14 @@ impl Endpoint {
         // Also to another path of the same host, as Google's registries do.
         if self.base.join(&path).is_ok_and(|asked| asked != from) && answer.status().is_success() {
             self.known().redirects = true;
-            let new = Some(Resolved { until: expiry(&from).map(|life| Instant::now() + life), url: from });
+            let until = expiry(&from).map(|life| Instant::now() + life);
+            let new = Some(Resolved { url: Some(from), until });
             match held {
                 Some(mut held) => *held = new,
                 None => *slot.lock().await = new,
             }
+        } else if let Some(mut held) = held.filter(|_| answer.status().is_success()) {
+            *held = Some(Resolved { url: None, until: None });
         }
         Ok(answer)
     }
@@ -185,7 +188,7 @@ impl Endpoint {
 
     async fn forget(&self, slot: &tokio::sync::Mutex<Option<Resolved>>, url: &Url) {
         let mut resolved = slot.lock().await;
-        if resolved.as_ref().is_some_and(|resolved| resolved.url == *url) {
+        if resolved.as_ref().is_some_and(|resolved| resolved.url.as_ref() == Some(url)) {
             *resolved = None;
         }
     }
@@ -226,7 +229,7 @@ impl Endpoint {
 
 impl Resolved {
     fn url(&self) -> Option<Url> {
-        self.until.is_none_or(|until| Instant::now() < until).then(|| self.url.clone())
+        self.url.clone().filter(|_| self.until.is_none_or(|until| Instant::now() < until))
     }
 }
 

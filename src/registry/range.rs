@@ -103,7 +103,7 @@ impl Registry {
     ) -> Result<Received, Failure> {
         let object = blob.digest.as_str();
         let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
-        let _connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
+        let connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
         let _awaited = self.pace.awaited();
         let headers =
             HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
@@ -129,6 +129,7 @@ impl Registry {
             };
             self.traffic.received(piece.len()).await;
             self.pace.received(piece.len());
+            connection.received(piece.len());
             let missing = length.saturating_sub(received.len());
             received.extend_from_slice(piece.get(..missing).unwrap_or(&piece));
         }
