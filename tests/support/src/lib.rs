@@ -43,6 +43,6 @@ pub use link::{Cuts, Link, Shape};
 pub use mounted::Mounted;
 pub use nginx::Nginx;
 pub use real_registry::{Guard, Program, RealRegistry};
-pub use run::{Finished, run};
+pub use run::{Finished, run, sh};
 pub use scripted_registry::{ALWAYS, Artifact, Descriptor, Fault, Gate, Kind, Matcher, ScriptedRegistry, Takes};
 pub use token_server::TokenServer;
