@@ -50,6 +50,8 @@ pub struct Artifact {
     /// Each once, in the order of the manifests.
     pub blobs: Vec<Descriptor>,
     pub source: Arc<dyn BlobSource>,
+    /// The source gives what has these digests, or an error: they need not be made again.
+    pub is_checked: bool,
     root: Stored,
 }
 
@@ -62,9 +64,9 @@ pub struct Stored {
 }
 
 impl Artifact {
-    /// One manifest with its blobs.
+    /// One manifest with its blobs, whose digests were just made of what the source has.
     pub fn of(root: Stored, blobs: impl IntoIterator<Item = Descriptor>, source: Arc<dyn BlobSource>) -> Self {
-        Self { levels: vec![vec![root.clone()]], blobs: unique(blobs), source, root }
+        Self { levels: vec![vec![root.clone()]], blobs: unique(blobs), source, is_checked: true, root }
     }
 
     pub async fn in_layout(reference: LayoutReference) -> Result<Self> {
@@ -158,7 +160,7 @@ impl Artifact {
             true => source,
             false => Arc::new(Described { source, inline, elsewhere: HashMap::new() }),
         };
-        Ok(Self { levels, blobs: unique(blobs), source, root })
+        Ok(Self { levels, blobs: unique(blobs), source, is_checked: false, root })
     }
 
     pub fn root(&self) -> &Stored {

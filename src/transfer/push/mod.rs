@@ -118,7 +118,7 @@ impl Push {
                 tokio::task::spawn_blocking(move || uploads.of(&reference, &digest)).await.ok().flatten()
             }
         };
-        self.registry.upload(blob, &artifact.source, kept, &self.stop, progress).await?;
+        self.registry.upload(blob, &artifact.source, artifact.is_checked, kept, &self.stop, progress).await?;
         Ok(State::Sent)
     }
 }
