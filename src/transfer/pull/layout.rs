@@ -40,7 +40,7 @@ pub async fn to_layout(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Failed>> {
     let layout = block_in_place(|| LayoutWriter::open(output))?;
-    let window = Semaphore::new(PIECES);
+    let (window, _memory) = (Semaphore::new(PIECES), mount.read_once());
     let mut blobs: Vec<Descriptor> = Vec::new();
     for number in 0..mount.layer_count() {
         let blob = mount.blob_of_layer(number)?;
