@@ -152,14 +152,6 @@ impl Registry {
         }
     }
 
-    /// Why no one is worth asking now.
-    pub(super) async fn all_dead(&self, digest: &Digest) -> Option<Error> {
-        for mirror in self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(Some(digest))) {
-            mirror.dead(digest.as_str()).await?;
-        }
-        self.origin.dead(digest.as_str()).await
-    }
-
     /// A read has waited for all of its time.
     pub(super) fn exhausted(&self) {
         self.mirrors.iter().chain([&self.origin]).for_each(|endpoint| endpoint.web.hosts.exhausted());

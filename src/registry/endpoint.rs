@@ -41,12 +41,14 @@ pub(super) struct Endpoint {
 struct Known {
     /// Blobs are redirected here.
     redirects: bool,
-    blobs: LruCache<Digest, Arc<tokio::sync::Mutex<Option<Resolved>>>>,
+    blobs: LruCache<Digest, Arc<Slot>>,
     /// A mirror does not have them, or has other bytes.
     missing: LruCache<Digest, ()>,
     /// Not to be asked before.
     failed_until: Option<Instant>,
 }
+
+type Slot = tokio::sync::Mutex<Option<Resolved>>;
 
 /// Where a blob's redirect led.
 struct Resolved {
@@ -93,17 +95,22 @@ impl Endpoint {
         scope: &Scope,
         object: &str,
     ) -> Result<(Response, Url), Failure> {
-        let url = self
-            .base
-            .join(path)
-            .map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?;
+        let url = self.address(path, object)?;
+        self.send(&Request { method, url, headers, body, stays: false, object }, scope).await
+    }
+
+    fn address(&self, path: &str, object: &str) -> Result<Url> {
+        let url = self.base.join(path);
+        url.map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))
+    }
+
+    async fn send(&self, request: &Request<'_>, scope: &Scope) -> Result<(Response, Url), Failure> {
         let is_home = |url: &Url| url.origin() == self.base.origin();
-        let sends_login = is_home(&url);
-        let request = Request { method, url, headers, body, stays: false, object };
+        let sends_login = is_home(&request.url);
         let mut authorization = self.auth.authorization(scope).await?;
         loop {
             let header = authorization.header.as_ref().filter(|_| sends_login);
-            let (answer, from) = self.web.send(&request, header).await?;
+            let (answer, from) = self.web.send(request, header).await?;
             let refused = matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
             if !refused || !is_home(&from) {
                 return Ok((answer, from));
@@ -134,25 +141,24 @@ impl Endpoint {
     pub async fn blob(&self, blob: &Digest, headers: HeaderMap) -> Result<Response, Failure> {
         let slot = Arc::clone(self.known().blobs.get_or_insert(blob.clone(), Arc::default));
         let object = blob.as_str();
-        let mut resolved = slot.lock().await;
-        if let Some(url) = resolved.as_ref().and_then(Resolved::url) {
-            drop(resolved);
+        let known = slot.lock().await.as_ref().and_then(Resolved::url);
+        if let Some(url) = known {
             match self.resolved(&url, headers.clone(), object).await {
                 Ok(answer) if !is_expired(answer.status()) => return Ok(answer),
-                Err(failure) if self.web.hosts.of(&url).is_silent() => {
-                    self.forget(&slot, &url).await;
+                Err(failure) => {
+                    if self.web.hosts.of(&url).is_silent() {
+                        expire(&slot, &url).await;
+                    }
                     return Err(failure);
                 }
-                Err(failure) => return Err(failure),
-                Ok(_) => {}
+                Ok(_) => expire(&slot, &url).await,
             }
-            self.forget(&slot, &url).await;
-            resolved = slot.lock().await;
-            // Another reader may have been faster.
-            if let Some(url) = resolved.as_ref().and_then(Resolved::url) {
-                drop(resolved);
-                return self.resolved(&url, headers, object).await;
-            }
+        }
+        let resolved = slot.lock().await;
+        // Another reader may have been faster.
+        if let Some(url) = resolved.as_ref().and_then(Resolved::url) {
+            drop(resolved);
+            return self.resolved(&url, headers, object).await;
         }
         // Whoever wants the same blob waits for the redirect, but only where there are any.
         let held = if self.known().redirects {
@@ -162,17 +168,25 @@ impl Endpoint {
             None
         };
         let path = format!("blobs/{object}");
-        let (answer, from) = self.request(Method::GET, &path, headers, None, &self.pull(), object).await?;
+        let asked = self.address(&path, object)?;
+        let request = Request { stays: true, ..Request::get(asked.clone(), headers.clone(), object) };
+        let (answer, from) = self.send(&request, &self.pull()).await?;
+        let leads_away = answer.status().is_redirection();
+        let url = if leads_away { self.web.redirected(&answer, &from, object)? } else { from };
         // Also to another path of the same host, as Google's registries do.
-        if self.base.join(&path).is_ok_and(|asked| asked != from) && answer.status().is_success() {
+        if leads_away || asked != url && answer.status().is_success() {
             self.known().redirects = true;
-            let new = Some(Resolved { until: expiry(&from).map(|life| Instant::now() + life), url: from });
+            let new = Some(Resolved { until: expiry(&url).map(|life| Instant::now() + life), url: url.clone() });
             match held {
                 Some(mut held) => *held = new,
                 None => *slot.lock().await = new,
             }
         }
-        Ok(answer)
+        if !leads_away {
+            return Ok(answer);
+        }
+        self.web.drain(answer, object).await;
+        self.resolved(&url, headers, object).await
     }
 
     async fn resolved(&self, url: &Url, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
@@ -183,16 +197,12 @@ impl Endpoint {
         Ok(self.web.send(&Request::get(url.clone(), headers, object), authorization.as_ref()).await?.0)
     }
 
-    async fn forget(&self, slot: &tokio::sync::Mutex<Option<Resolved>>, url: &Url) {
-        let mut resolved = slot.lock().await;
-        if resolved.as_ref().is_some_and(|resolved| resolved.url == *url) {
-            *resolved = None;
-        }
-    }
-
-    /// Why it is of no use to ask for this blob now.
-    pub async fn dead(&self, object: &str) -> Option<Error> {
-        self.web.hosts.of(&self.base).dead(object)
+    /// Why it is of no use to wait for this blob: the registry is dead, or the host that had the blob last.
+    pub fn dead(&self, blob: &Digest) -> Option<Error> {
+        let slot = self.known().blobs.peek(blob).cloned();
+        let led = || Some(slot?.try_lock().ok()?.as_ref()?.url.clone());
+        let dead = |url: &Url| self.web.hosts.of(url).dead(blob.as_str());
+        dead(&self.base).or_else(|| dead(&led()?))
     }
 
     /// Whether a mirror is worth asking.
@@ -227,6 +237,13 @@ impl Endpoint {
 impl Resolved {
     fn url(&self) -> Option<Url> {
         self.until.is_none_or(|until| Instant::now() < until).then(|| self.url.clone())
+    }
+}
+
+/// The registry is asked anew where a blob is; what host had it is still known.
+async fn expire(slot: &Slot, url: &Url) {
+    if let Some(resolved) = slot.lock().await.as_mut().filter(|resolved| resolved.url == *url) {
+        resolved.until = Some(Instant::now());
     }
 }
 

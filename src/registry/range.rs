@@ -33,9 +33,6 @@ impl Registry {
         if range.end > blob.size {
             return Err(Error::new(ErrorKind::Corrupt, object, "a range behind the blob's end was asked for"));
         }
-        if let Some(dead) = self.all_dead(&blob.digest).await {
-            return Err(dead);
-        }
         let mut retry = Retry::within(self.timeout);
         let mut received = BytesMut::new();
         loop {
@@ -96,7 +93,12 @@ impl Registry {
     ) -> Result<Received, Failure> {
         let object = blob.digest.as_str();
         let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
-        let _connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
+        let leave = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start));
+        let _connection = match endpoint.dead(&blob.digest) {
+            // Not behind those who wait for a dead host; the registry may send us to another one by now.
+            Some(dead) => leave.now_or_never().ok_or(Failure::Dead(dead))?,
+            None => leave.await,
+        };
         let headers =
             HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
         let answer = endpoint.blob(&blob.digest, headers).await?;

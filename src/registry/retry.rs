@@ -22,12 +22,14 @@ pub enum Failure {
         error: Error,
         not_before: Option<Duration>,
     },
+    /// The host is known to be dead: who has just come need not wait, who waits already goes on.
+    Dead(Error),
 }
 
 impl Failure {
     pub fn into_error(self) -> Error {
         match self {
-            Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } => error,
+            Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } | Self::Dead(error) => error,
         }
     }
 }
@@ -71,6 +73,8 @@ impl Retry {
     pub async fn pause(&mut self, failure: Failure, back: &Notify) -> Result<()> {
         let (error, not_before) = match failure {
             Failure::Final(error) => return Err(error),
+            Failure::Dead(error) if self.last.is_none() => return Err(error),
+            Failure::Dead(error) => (error, None),
             Failure::Odd(error) if std::mem::replace(&mut self.odd, true) => return Err(error),
             Failure::Odd(error) => (error, None),
             Failure::Passing { error, not_before } => (error, not_before),
