@@ -528,3 +528,20 @@ fn name_and_password_belong_together() {
         assert!(said.stderr.contains(hint) && !said.stderr.contains(PASSWORD), "{}", said.stderr);
     }
 }
+
+#[test]
+fn a_token_that_is_refused_for_one_repository_is_got_for_another() {
+    let tokens = TokenServer::start();
+    let registry = RealRegistry::of(Program::DockerRegistry).token(&tokens).start();
+    let home = Home::new();
+    fs::write(home.path().join("a.tar"), [7; 10 << 10]).unwrap();
+    let push = |name: &str, more: &[&str]| {
+        let call = verb(&home, &["push", &registry.reference(name), "a.tar", "--json", "--jobs", "1"]).args(more);
+        call.current_dir(home.path()).env("DOCKER_CONFIG", registry.docker_config()).output().expect_success("push")
+    };
+    push("open:v1", &[]);
+    tokens.refuse("secret");
+    let pushed = push("own:v1", &["--mount-from", "secret", "--mount-from", "open"]).text();
+    assert!(tokens.asked().iter().any(|asked| asked.status == 403), "{:?}", tokens.asked());
+    assert!(pushed.contains("\"sent\":0"), "{pushed}");
+}
