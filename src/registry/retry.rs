@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Those who were asked to wait come back within this time.
@@ -67,6 +68,25 @@ impl Retry {
 
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Attempts until one succeeds or there is no other.
+    pub async fn run<T, A: Future<Output = Result<T, Failure>>>(
+        mut self,
+        object: &str,
+        back: &Notify,
+        traffic: &Traffic,
+        attempt: impl Fn() -> A,
+    ) -> Result<T> {
+        loop {
+            let failure = match timeout_at(self.deadline, attempt()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(self.timed_out(object)),
+            };
+            self.pause(failure, back).await?;
+            traffic.retry();
+        }
     }
 
     /// Waits for the next attempt, or says why there is none. `back`: told when a host that was silent answers again.

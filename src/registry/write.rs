@@ -4,7 +4,6 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
-use tokio::time::timeout_at;
 
 use super::answer::{body_up_to, header, status_failure};
 use super::auth::Scope;
@@ -104,20 +103,13 @@ impl Registry {
     ) -> Result<(Response, Url)> {
         // Whoever has just called wants to know soon; what has run for hours outlives an outage.
         let retry = if self.traffic.count().requests == 0 { Retry::a_few_times_within } else { Retry::within };
-        let mut retry = retry(self.timeout);
-        loop {
+        let attempt = async || {
             let request = self.origin().request(method.clone(), path, headers.clone(), body, scope, object);
-            let failure = match timeout_at(retry.deadline(), request).await {
-                Ok(Ok((answer, from))) => match self.passing(answer, object).await {
-                    Ok(answer) => return Ok((answer, from)),
-                    Err(failure) => failure,
-                },
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(retry.timed_out(object)),
-            };
-            retry.pause(failure, &self.back).await.map_err(|error| self.explained(error))?;
-            self.traffic.retry();
-        }
+            let (answer, from) = request.await?;
+            Ok((self.passing(answer, object).await?, from))
+        };
+        let done = retry(self.timeout).run(object, &self.back, &self.traffic, attempt).await;
+        done.map_err(|error| self.explained(error))
     }
 
     /// An answer that says nothing but that it may be another one later is a failure.
