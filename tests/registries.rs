@@ -10,7 +10,9 @@ use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar_plan};
 use eo_mount_testing::scripted_registry::CONFIG_TYPE;
 use eo_mount_testing::scripted_registry::profiles::{self, Parts, Profile};
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Finished, Kind, Matcher, Mounted, ScriptedRegistry, run};
+use eo_mount_testing::{
+    ALWAYS, Artifact, EoMount, Fault, Finished, Home, Kind, Matcher, Mounted, ScriptedRegistry, Takes, run,
+};
 
 const CONFIG: &str = r#"{"dataset":"PASTIS"}"#;
 /// Everything ends sooner, by far.
@@ -441,7 +443,24 @@ fn registries_conf_rewrites_locations_names_mirrors_and_blocks() {
     assert!(refused.code != 0 && refused.stderr.contains("not a valid registries.conf"), "{}", refused.stderr);
 }
 
-// HTTP/2.
+// What servers do not know.
+
+#[test]
+fn a_registry_that_takes_no_head_is_asked_by_get_what_it_has() {
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    registry.take_uploads(Takes::default());
+    std::fs::write(home.path().join("a.tar"), noise(1, 10 << 10)).unwrap();
+    let refused = registry.fault(Matcher::any().method("HEAD"), Fault::status(405), ALWAYS);
+    let push = || {
+        let call = EoMount::bare(env!("CARGO_BIN_EXE_eo-mount")).home(&home).current_dir(home.path());
+        call.args(["push", &registry.reference("a:v1"), "a.tar", "--json"]).output().expect_success("push").text()
+    };
+    assert!(push().contains("sent"));
+    let received = registry.received();
+    let again = push();
+    assert!(again.contains("exists") && refused.met() > 1, "{again}");
+    assert_eq!(registry.received(), received);
+}
 
 #[test]
 fn a_server_that_speaks_http_2_alone_is_named() {

@@ -1,7 +1,7 @@
 //! Writing to the registry itself, never to a mirror: what it has, blobs of its other repositories, manifests.
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
@@ -28,9 +28,15 @@ impl Registry {
 
     async fn exists(&self, path: &str, digest: &Digest) -> Result<bool> {
         let object = digest.as_str();
-        let (answer, from) = self.write(Method::HEAD, path, HeaderMap::new(), None, &self.push(), object).await?;
+        let ask = async |method, headers| self.write(method, path, headers, None, &self.push(), object).await;
+        let (mut answer, mut from) = ask(Method::HEAD, HeaderMap::new()).await?;
+        if matches!(answer.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
+            let first = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))]);
+            (answer, from) = ask(Method::GET, first).await?;
+        }
         match answer.status() {
-            status if status.is_success() => Ok(true),
+            // Of nothing there is no first byte.
+            status if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
             // It has sent us to a storage, whose signature need not be one for HEAD.
             _ if from.origin() != self.origin().base().origin() => Ok(true),
