@@ -62,8 +62,8 @@ impl Endpoint {
         let transport = Transport::new(&place, options)?;
         let base = place.base(transport.plain_http())?;
         let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
-        let http = transport.client(targets.clone(), false)?;
-        let sending = transport.client(targets.clone(), true)?;
+        let http = transport.clients(&targets, false)?;
+        let sending = transport.clients(&targets, true)?;
         let hosts = Hosts::new(http.clone(), Arc::clone(traffic), Arc::clone(back));
         let web = Arc::new(Web {
             http,

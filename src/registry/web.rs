@@ -11,8 +11,9 @@ use super::answer::{body_up_to, retry_after, transport_failure};
 use super::breaker::Hosts;
 use super::retry::Failure;
 use super::targets::{Targets, shown};
+use super::tls;
 use super::traffic::Traffic;
-use super::transport::words;
+use super::transport::{Clients, causes, words};
 use crate::error::{Error, ErrorKind, Result};
 
 const MOST_REDIRECTS: u32 = 10;
@@ -40,9 +41,9 @@ impl<'a> Request<'a> {
 }
 
 pub(super) struct Web {
-    pub http: reqwest::Client,
+    pub http: Clients,
     /// For long bodies, whose requests say how long they are.
-    pub sending: reqwest::Client,
+    pub sending: Clients,
     pub targets: Targets,
     pub hosts: Hosts,
     pub traffic: Arc<Traffic>,
@@ -78,7 +79,6 @@ impl Web {
                 return Ok((answer, url));
             }
             self.drain(answer, request.object).await;
-            tracing::debug!("{}: redirected to {}", request.object, shown(&next));
             if next.origin() != url.origin() {
                 authorization = None;
             }
@@ -108,6 +108,7 @@ impl Web {
             cause: format!("{} ({})", error.cause, error.object),
             ..error
         })?;
+        tracing::debug!("{object}: redirected to {}", shown(&next));
         Ok(next)
     }
 
@@ -122,17 +123,34 @@ impl Web {
             return Err(Failure::Dead(error));
         }
         host.admit(request.object)?;
-        let client = if request.headers.contains_key(CONTENT_LENGTH) { &self.sending } else { &self.http };
-        let mut http = client.request(request.method.clone(), url).headers(request.headers.clone());
-        http = http.header(ACCEPT_ENCODING, "identity");
-        if let Some(body) = request.body {
-            http = http.body(body());
+        let clients = if request.headers.contains_key(CONTENT_LENGTH) { &self.sending } else { &self.http };
+        let secure = url.scheme() == "https";
+        let send = async |http2| {
+            let mut http = clients.speaking(http2).request(request.method.clone(), url.clone());
+            http = http.headers(request.headers.clone()).header(ACCEPT_ENCODING, "identity");
+            if let Some(body) = request.body {
+                http = http.body(body());
+            }
+            if let Some(authorization) = authorization {
+                http = http.header(AUTHORIZATION, authorization);
+            }
+            self.traffic.request();
+            http.send().await
+        };
+        let known = host.speaks_http2();
+        let mut http2 = known.unwrap_or(false);
+        let mut sent = send(http2).await;
+        if let Err(error) = &sent {
+            // Told in the handshake; or not at all: Go's servers take the connection, and close it.
+            let closed = known.is_none() && secure && !error.is_connect() && !error.is_timeout();
+            if closed || causes(error).any(tls::is_other_version) {
+                let other = send(!http2).await;
+                if other.is_ok() {
+                    (sent, http2) = (other, !http2);
+                }
+            }
         }
-        if let Some(authorization) = authorization {
-            http = http.header(AUTHORIZATION, authorization);
-        }
-        self.traffic.request();
-        let answer = match http.send().await {
+        let answer = match sent {
             Ok(answer) => answer,
             Err(error) => {
                 let failure = transport_failure(request.object, &error);
@@ -142,7 +160,7 @@ impl Web {
                 return Err(failure);
             }
         };
-        host.answered();
+        host.answered(http2);
         let status = answer.status();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
             && let Some(wait) = retry_after(answer.headers(), SystemTime::now())
