@@ -7,7 +7,7 @@ use std::time::Duration;
 use lru::LruCache;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Response, StatusCode, Url};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::Instant;
 
 use super::auth::{Auth, Scope};
@@ -16,9 +16,9 @@ use super::client::RegistryOptions;
 use super::credentials::Credentials;
 use super::mirrors::Place;
 use super::retry::Failure;
-use super::targets::Targets;
+use super::targets::{Targets, shown};
 use super::traffic::Traffic;
-use super::transport::Transport;
+use super::transport::{Transport, warn_of_insecure};
 use super::web::{MakeBody, Request, Web};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Digest;
@@ -33,7 +33,7 @@ const SAFE_LIFE: u32 = 90;
 pub(super) struct Endpoint {
     pub place: Place,
     pub web: Arc<Web>,
-    base: Url,
+    base: Arc<Base>,
     auth: Auth,
     known: Mutex<Known>,
 }
@@ -56,11 +56,53 @@ struct Resolved {
     until: Option<Instant>,
 }
 
+/// Of requests for a repository.
+pub(super) struct Base {
+    configured: Url,
+    found: OnceCell<Url>,
+}
+
+impl Base {
+    /// `insecure`: plain HTTP will do where there is no TLS.
+    fn new(configured: Url, insecure: bool) -> Self {
+        let unsure = insecure && configured.scheme() == "https";
+        let found = OnceCell::new_with((!unsure).then(|| configured.clone()));
+        Self { configured, found }
+    }
+
+    /// As far as it is known.
+    pub fn url(&self) -> &Url {
+        self.found.get().unwrap_or(&self.configured)
+    }
+
+    /// As containers/image finds it out (`detectProperties` in its `docker_client.go`): the first that answers.
+    async fn found(&self, web: &Web, object: &str) -> Result<&Url, Failure> {
+        let ping = async |base: &Url| {
+            let mut url = base.clone();
+            url.set_path("/v2/");
+            web.send(&Request { stays: true, ..Request::get(url, HeaderMap::new(), object) }, None).await
+        };
+        let find = async || {
+            let mut url = self.configured.clone();
+            let mut how = "its certificate is not checked";
+            if let Err(failure) = ping(&url).await {
+                how = "it is spoken to without TLS";
+                if url.set_scheme("http").is_err() || ping(&url).await.is_err() {
+                    return Err(failure);
+                }
+            }
+            warn_of_insecure(shown(&url), how);
+            Ok(url)
+        };
+        self.found.get_or_try_init(find).await
+    }
+}
+
 impl Endpoint {
     /// `back` is told when its host was silent and answers again.
     pub fn new(place: Place, options: &RegistryOptions, traffic: &Arc<Traffic>, back: &Arc<Notify>) -> Result<Self> {
         let transport = Transport::new(&place, options)?;
-        let base = place.base(transport.plain_http())?;
+        let base = Arc::new(Base::new(place.base(transport.plain_http())?, place.insecure));
         let targets = Targets::new(&place.host(), place.is_loopback(), options.allow_local_redirects);
         let http = transport.clients(&targets, false)?;
         let sending = transport.clients(&targets, true)?;
@@ -74,7 +116,7 @@ impl Endpoint {
             most_patience: options.timeout,
         });
         let credentials = Credentials::new(options.access.login.clone());
-        let auth = Auth::new(&place.registry, &place.repository, base.clone(), credentials, Arc::clone(&web));
+        let auth = Auth::new(&place.registry, &place.repository, Arc::clone(&base), credentials, Arc::clone(&web));
         let known =
             Known { redirects: false, blobs: LruCache::new(BLOBS), missing: LruCache::new(BLOBS), failed_until: None };
         Ok(Self { place, web, base, auth, known: Mutex::new(known) })
@@ -95,17 +137,17 @@ impl Endpoint {
         scope: &Scope,
         object: &str,
     ) -> Result<(Response, Url), Failure> {
-        let url = self.address(path, object)?;
+        let url = self.address(path, object).await?;
         self.send(&Request { method, url, headers, body, stays: false, object }, scope).await
     }
 
-    fn address(&self, path: &str, object: &str) -> Result<Url> {
-        let url = self.base.join(path);
-        url.map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))
+    async fn address(&self, path: &str, object: &str) -> Result<Url, Failure> {
+        let url = self.base.found(&self.web, object).await?.join(path);
+        Ok(url.map_err(|error| Error::new(ErrorKind::Usage, object, format!("not an address: {error}")))?)
     }
 
     async fn send(&self, request: &Request<'_>, scope: &Scope) -> Result<(Response, Url), Failure> {
-        let is_home = |url: &Url| url.origin() == self.base.origin();
+        let is_home = |url: &Url| url.origin() == self.base().origin();
         let sends_login = is_home(&request.url);
         let mut authorization = self.auth.authorization(scope).await?;
         loop {
@@ -124,7 +166,7 @@ impl Endpoint {
 
     /// Of requests for the repository.
     pub fn base(&self) -> &Url {
-        &self.base
+        self.base.url()
     }
 
     /// Whether the registry has asked for a login or a token for this.
@@ -168,7 +210,7 @@ impl Endpoint {
             None
         };
         let path = format!("blobs/{object}");
-        let asked = self.address(&path, object)?;
+        let asked = self.address(&path, object).await?;
         let request = Request { stays: true, ..Request::get(asked.clone(), headers.clone(), object) };
         let (answer, from) = self.send(&request, &self.pull()).await?;
         let leads_away = answer.status().is_redirection();
@@ -190,7 +232,7 @@ impl Endpoint {
     }
 
     async fn resolved(&self, url: &Url, headers: HeaderMap, object: &str) -> Result<Response, Failure> {
-        let authorization = match url.origin() == self.base.origin() {
+        let authorization = match url.origin() == self.base().origin() {
             true => self.auth.authorization(&self.pull()).await?.header,
             false => None,
         };
@@ -202,7 +244,7 @@ impl Endpoint {
         let slot = self.known().blobs.peek(blob).cloned();
         let led = || Some(slot?.try_lock().ok()?.as_ref()?.url.clone());
         let dead = |url: &Url| self.web.hosts.of(url).dead(blob.as_str());
-        dead(&self.base).or_else(|| dead(&led()?))
+        dead(self.base()).or_else(|| dead(&led()?))
     }
 
     /// Whether a mirror is worth asking.

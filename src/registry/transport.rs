@@ -57,11 +57,8 @@ impl Transport {
         let files = tls::Files::of(&place.registry, &options.access)?;
         let loopback = place.is_loopback();
         let insecure = options.access.insecure || place.insecure;
-        if insecure {
-            tracing::warn!(
-                "{}: its certificate is not checked (insecure): anybody may answer in its place",
-                place.registry
-            );
+        if options.access.insecure && !place.insecure {
+            warn_of_insecure(&place.registry, "its certificate is not checked");
         }
         Ok(Self {
             // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
@@ -113,6 +110,10 @@ impl Transport {
                 .hint("check --ca-file, --cert-file and the variables of proxies")
         })
     }
+}
+
+pub(super) fn warn_of_insecure(registry: impl std::fmt::Display, how: &str) {
+    tracing::warn!("{registry}: {how} (insecure): anybody may answer in its place");
 }
 
 /// What went wrong below HTTP, in one plain line.

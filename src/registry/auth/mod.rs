@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub use scope::Scope;
 
 use super::credentials::{Credential, Credentials, Found};
+use super::endpoint::Base;
 use super::retry::Failure;
 use super::web::Web;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,7 +36,7 @@ pub struct Auth {
     registry: String,
     repository: String,
     /// Where the registry itself is.
-    base: Url,
+    base: Arc<Base>,
     credentials: Credentials,
     web: Arc<Web>,
     state: Mutex<State>,
@@ -85,7 +86,7 @@ pub struct Authorization {
 }
 
 impl Auth {
-    pub fn new(registry: &str, repository: &str, base: Url, credentials: Credentials, web: Arc<Web>) -> Self {
+    pub fn new(registry: &str, repository: &str, base: Arc<Base>, credentials: Credentials, web: Arc<Web>) -> Self {
         let (registry, repository) = (registry.to_owned(), repository.to_owned());
         Self { registry, repository, base, credentials, web, state: Mutex::default() }
     }
