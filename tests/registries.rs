@@ -41,6 +41,8 @@ everything_is_read_from!(
     docker_hub,
     amazon_ecr,
     ghcr,
+    gitlab,
+    azure,
     artifactory,
     google_artifact_registry,
     object_store_behind_nginx,
