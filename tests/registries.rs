@@ -231,6 +231,30 @@ fn signatures_and_tokens_are_in_no_log_at_any_level_and_in_no_error() {
 // Servers without ranges.
 
 #[test]
+fn without_ranges_no_more_layers_are_downloaded_at_once_than_connections() {
+    let registry = ScriptedRegistry::start();
+    let contents: Vec<_> = (0..10).map(|seed| noise(seed, 6 << 20)).collect();
+    let mut artifact = Artifact::new().config(CONFIG, CONFIG_TYPE);
+    for (number, content) in contents.iter().enumerate() {
+        artifact = artifact.layer(Some(&format!("{number}.bin")), "application/octet-stream", content.clone());
+    }
+    artifact.push(&registry, "pastis", "t");
+    registry.fault(Matcher::blobs(), Fault::IgnoreRange, ALWAYS);
+    let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), registry.reference("pastis:t"));
+    let mounted = call.args(["--connections", "2", "--no-disk-cache", "--timeout", "20s"]).mount();
+    for round in 1..3_u64 {
+        for (number, content) in contents.iter().enumerate() {
+            let at = round << 20;
+            let bytes = pread(mounted.join(format!("{number}.bin")), at..at + 4096);
+            let bytes = bytes.unwrap_or_else(|error| panic!("{error}\n{}", mounted.log()));
+            assert!(bytes == content[at as usize..][..4096]);
+            // Downloads, requests that may begin others, and connections that are kept for later.
+            assert!(registry.open_connections() <= 3 * 2, "{} at once", registry.open_connections());
+        }
+    }
+}
+
+#[test]
 fn without_ranges_a_layer_is_downloaded_once_and_that_is_told_once() {
     let scene = Scene::odd(profiles::without_ranges);
     let mounted = scene.call().mount();

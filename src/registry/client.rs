@@ -32,6 +32,8 @@ pub struct RegistryOptions {
     pub timeout: Duration,
     /// Most requests under way at once.
     pub connections: usize,
+    /// Bytes of memory that the process may hold.
+    pub memory: u64,
     /// Bytes a second, over all connections.
     pub bandwidth: Option<u64>,
     /// Addresses that are asked before the registry.
@@ -49,6 +51,7 @@ impl Default for RegistryOptions {
             access: Access::default(),
             timeout: Duration::from_secs(60),
             connections: 16,
+            memory: 256 << 20,
             bandwidth: None,
             mirrors: Vec::new(),
             require_ranges: false,
@@ -97,7 +100,7 @@ impl Registry {
             connections: Connections::new(connections),
             require_ranges: options.require_ranges,
             back,
-            streams: Arc::default(),
+            streams: Arc::new(Streams::new(connections, options.memory)),
             mirrors,
             origin,
             reference,

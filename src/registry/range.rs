@@ -110,7 +110,7 @@ impl Registry {
                         .hint("go without --require-ranges, ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
                 ));
             }
-            self.streams.start(blob, wanted, answer, &self.traffic);
+            self.streams.start(blob, wanted, answer, &self.traffic).await;
             return Ok(Received::Stream);
         }
         let length = wanted.end.saturating_sub(wanted.start) as usize;
