@@ -1,5 +1,6 @@
 //! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::json;
@@ -43,15 +44,18 @@ impl Mount {
                 xattrs
             }
             Place::Node(id) => match self.tree.node(id) {
-                Some(Node::Layer(number) | Node::LayerFile(number)) => self.layer_xattrs(number)?,
+                Some(Node::Layer(number) | Node::LayerFile(number)) => self.layer_xattrs(number).await?,
                 Some(Node::Manifest(number)) => self.manifest_xattrs(number)?,
                 Some(Node::Config(number)) => {
                     self.manifest(number)?.manifest.config.as_ref().map_or_else(Vec::new, described)
                 }
                 Some(Node::Directory | Node::Blob(_)) | None => Vec::new(),
             },
-            Place::Oci(number) => self.oci_view()?.blob(number)?.map_or_else(Vec::new, |blob| self.blob_xattrs(&blob)),
-            Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer)?,
+            Place::Oci(number) => match self.oci_view()?.blob(number)? {
+                Some(blob) => self.blob_xattrs(&blob).await,
+                None => Vec::new(),
+            },
+            Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer).await?,
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
                 let xattrs = contents.index.xattrs(entry);
@@ -59,8 +63,11 @@ impl Mount {
                 if contents.index.entry(entry).is_some_and(|entry| entry.kind == Kind::File) {
                     xattrs.retain(|(name, _)| !name.starts_with(b"user.eo."));
                     let blob = &self.layer(layer)?.descriptor;
-                    xattrs.push(self.verified(blob));
-                    xattrs.extend(self.cached_of_file(&contents, entry));
+                    let ranges = self.ranges_of_blob(&contents, entry);
+                    let (cached_bytes, is_checked) = self.sources.chunks.kept_on_disk(blob, ranges).await;
+                    xattrs.push(verified(is_checked));
+                    // Of a compressed layer the blob is kept, and no bytes of it are a file's.
+                    xattrs.extend(contents.is_plain(&self.sources).then(|| cached(cached_bytes)));
                 }
                 xattrs
             }
@@ -100,38 +107,31 @@ impl Mount {
         Ok(xattrs)
     }
 
-    fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
+    async fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
         let layer = self.layer(number)?;
-        let mut xattrs = self.blob_xattrs(&layer.descriptor);
+        let mut xattrs = self.blob_xattrs(&layer.descriptor).await;
         if let Some(error) = layer.error() {
             xattrs.push((b"user.eo.error".to_vec(), error.to_string().into()));
         }
         Ok(xattrs)
     }
 
-    fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
+    async fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
         let mut xattrs = described(blob);
-        xattrs.push(self.verified(blob));
-        xattrs.push(cached(self.sources.chunks.cached_bytes(blob, &(0..blob.size))));
+        let all = std::iter::once(0..blob.size).collect();
+        let (cached_bytes, is_checked) = self.sources.chunks.kept_on_disk(blob, all).await;
+        xattrs.extend([verified(is_checked), cached(cached_bytes)]);
         xattrs
     }
 
-    /// Whether all of the blob was seen to have its digest. `chunk` is for what chunk digests of a trusted index tell.
-    fn verified(&self, blob: &Descriptor) -> Xattr {
-        let how = if self.sources.chunks.is_verified(blob) { "blob" } else { "unverified" };
-        (b"user.eo.verified".to_vec(), how.into())
-    }
-
-    /// Of a compressed layer the blob is kept, and no bytes of it are a file's.
-    fn cached_of_file(&self, contents: &Contents, file: EntryId) -> Option<Xattr> {
-        if !contents.is_plain(&self.sources) {
-            return None;
-        }
-        let ranges = contents.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {
+    /// Ranges of the layer's blob that are a file's bytes.
+    fn ranges_of_blob(&self, contents: &Contents, file: EntryId) -> Vec<Range<u64>> {
+        let segments = contents.index.segments(file, 0..u64::MAX).filter(|_| contents.is_plain(&self.sources));
+        let data = segments.filter_map(|segment| match segment {
             Segment::Data(range) => Some(range),
             Segment::Hole(_) => None,
         });
-        Some(cached(ranges.map(|range| self.sources.chunks.cached_bytes(&contents.blob, &range)).sum()))
+        data.collect()
     }
 }
 
@@ -145,6 +145,11 @@ fn described(descriptor: &Descriptor) -> Vec<Xattr> {
         xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
     }
     xattrs
+}
+
+/// Whether all of the blob was seen to have its digest. `chunk` is for what chunk digests of a trusted index tell.
+fn verified(is_checked: bool) -> Xattr {
+    (b"user.eo.verified".to_vec(), if is_checked { b"blob".to_vec() } else { b"unverified".to_vec() })
 }
 
 /// Bytes that are in the cache folder.
