@@ -153,6 +153,65 @@ fn a_dead_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
     scene.read_all(&mounted, || {});
 }
 
+/// A registry whose blobs lie elsewhere, where they are no more. 14 reads, each asked for twice by the kernel: with timeouts
+/// they would take a minute.
+#[track_caller]
+fn a_storage_that_is_gone_costs_a_new_read_no_timeout(
+    go: impl FnOnce(&ScriptedRegistry),
+    come_back: impl FnOnce(&ScriptedRegistry),
+) {
+    let (scene, storage) = (Scene::new(), ScriptedRegistry::start());
+    scene.registry.keep_blobs_at(&storage);
+    let mounted = scene.mount(&["--timeout", "4s"]);
+    scene.read_at(&mounted, 15).unwrap();
+    go(&storage);
+    let is_dead = || mounted.log().contains("no answer from 127.0.0.1");
+    let mut longest = Duration::ZERO;
+    assert!(wait_until(LONG, || {
+        let start = Instant::now();
+        let _ = scene.read_at(&mounted, 0);
+        longest = longest.max(start.elapsed());
+        is_dead()
+    }));
+    assert!(longest < SOON, "{longest:?}");
+    scene.registry.reset();
+    let start = Instant::now();
+    for reader in 1..15 {
+        assert!(scene.read_at(&mounted, reader).is_err());
+    }
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(scene.registry.blob_requests() <= 2 * 14, "{}", scene.registry.blob_requests());
+    come_back(&storage);
+    assert!(wait_until(SOON, || scene.read_at(&mounted, 0).is_ok()), "{}", mounted.log());
+    scene.read_all(&mounted, || {});
+}
+
+#[test]
+fn a_dead_storage_behind_a_living_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
+    a_storage_that_is_gone_costs_a_new_read_no_timeout(ScriptedRegistry::go_down, ScriptedRegistry::come_up);
+}
+
+#[test]
+fn a_hanging_storage_behind_a_living_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
+    let hang = |storage: &ScriptedRegistry| drop(storage.fault(Matcher::any(), Fault::Stall, ALWAYS));
+    a_storage_that_is_gone_costs_a_new_read_no_timeout(hang, ScriptedRegistry::clear_faults);
+}
+
+#[test]
+fn blobs_that_moved_while_their_storage_was_dead_are_read_from_the_other() {
+    let (scene, [first, second]) = (Scene::new(), std::array::from_fn(|_| ScriptedRegistry::start()));
+    scene.registry.keep_blobs_at(&first);
+    let mounted = scene.mount(&["--timeout", "4s"]);
+    scene.read_at(&mounted, 15).unwrap();
+    first.go_down();
+    assert!(wait_until(LONG, || {
+        let _ = scene.read_at(&mounted, 0);
+        mounted.log().contains("no answer from 127.0.0.1")
+    }));
+    scene.registry.keep_blobs_at(&second);
+    scene.read_all(&mounted, || {});
+}
+
 #[test]
 fn a_blob_that_hangs_does_not_make_the_registry_dead() {
     let scene = Scene::new();
