@@ -23,9 +23,6 @@ use crate::transfer::folder::{Folder, failed};
 /// Bytes asked for at once: the longest request of the chunk cache. A request costs docker-registry 4 ms whatever its
 /// length.
 const PIECE: u64 = 2 << 20;
-/// The first is so long, and each one longer than the last by that: answers that end together leave the line idle for a
-/// round trip.
-const STEP: u64 = 512 << 10;
 /// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
 /// where the cache folder has not got them.
 pub const PIECES: usize = 7;
@@ -275,12 +272,11 @@ async fn fetch_rest(
 }
 
 fn pieces(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
-    let (mut at, mut longest) = (from, 0_u64);
+    let mut at = from;
     std::iter::from_fn(move || {
         let start = at;
-        longest = PIECE.min(longest.saturating_add(STEP));
         // Up to a boundary of chunks.
-        at = (start / STEP).saturating_mul(STEP).saturating_add(longest).min(size);
+        at = (start / PIECE).saturating_add(1).saturating_mul(PIECE).min(size);
         (start < size).then_some(start..at)
     })
 }
@@ -403,9 +399,7 @@ mod tests {
         let of = |from, size| pieces(from, size).collect::<Vec<_>>();
         assert_eq!(of(0, 0), []);
         assert_eq!(of(5, 5), []);
-        assert_eq!(of(0, STEP + 1), [0..STEP, STEP..STEP + 1]);
-        assert_eq!(of(STEP + 77, 2 * STEP + 1), [STEP + 77..2 * STEP, 2 * STEP..2 * STEP + 1]);
-        let lengths: Vec<u64> = of(0, 4 * PIECE).iter().map(|piece| piece.end - piece.start).collect();
-        assert_eq!(lengths, [STEP, 2 * STEP, 3 * STEP, PIECE, PIECE, 3 * STEP]);
+        assert_eq!(of(0, PIECE + 1), [0..PIECE, PIECE..PIECE + 1]);
+        assert_eq!(of(77, PIECE + 1), [77..PIECE, PIECE..PIECE + 1]);
     }
 }
