@@ -204,6 +204,54 @@ fn what_oras_attaches_in_an_image_layout_is_discovered() {
 }
 
 #[test]
+fn what_is_attached_in_an_image_layout_is_what_oras_attaches_there() {
+    let (files, home) = (tempfile::tempdir().unwrap(), Home::new());
+    for layout in ["ours", "theirs"] {
+        Artifact::new().tar("a.tar", b"x".repeat(1024)).write_layout(&files.path().join(layout), "v1");
+    }
+    fs::write(files.path().join("note.txt"), "n").unwrap();
+    let annotations = json!({ "$manifest": { "org.opencontainers.image.created": "2026-01-31T12:00:00Z", "k": "<v>" },
+        "$config": { "c": "d" }, "note.txt": { "a": "b" } });
+    fs::write(files.path().join("annotations.json"), annotations.to_string()).unwrap();
+    let arguments = ["--artifact-type", "text/note", "--annotation-file", "annotations.json", "note.txt:text/plain"];
+    let oras = |arguments: &[&str]| {
+        let mut oras = Command::new(tools::oras());
+        run(oras.args(arguments).current_dir(files.path()), Duration::from_secs(60)).expect_success("oras").text()
+    };
+    oras(&[&["attach", "--oci-layout", "theirs:v1"], &arguments[..]].concat());
+    let call = || eo_mount(&home, files.path(), &[&["attach", "oci:ours:v1"], &arguments[..]].concat());
+    let told = call().expect_success("attach").text();
+    let digest = told.lines().next().unwrap();
+    assert!(told.contains("attached to oci:ours@sha256:"), "{told}");
+    call().expect_success("attach again");
+    let seen = |layout: &str| -> Value {
+        serde_json::from_str(&oras(&["discover", "--oci-layout", "--format", "json", layout])).unwrap()
+    };
+    // There once, and the same but for the subject, of which oras repeats all that index.json says, such as its tag.
+    assert_eq!(digests(&seen("ours:v1")), BTreeSet::from([digest.to_owned()]));
+    let attached = |layout: &str| -> (Value, Value) {
+        let read = |path: &str| -> Value {
+            serde_json::from_slice(&fs::read(files.path().join(layout).join(path)).unwrap()).unwrap()
+        };
+        let mut entry = read("index.json")["manifests"][1].take();
+        let digest = entry["digest"].take();
+        entry["size"].take();
+        let mut manifest = read(&digest.as_str().unwrap().replace("sha256:", "blobs/sha256/"));
+        for field in ["annotations", "artifactType"] {
+            manifest["subject"].as_object_mut().unwrap().remove(field);
+        }
+        (entry, manifest)
+    };
+    assert_eq!(attached("ours"), attached("theirs"));
+    let ours = eo_mount(&home, files.path(), &["discover", "oci:ours:v1"]).expect_success("discover").text();
+    assert!(ours.contains("└── text/note") && ours.contains(digest), "{ours}");
+    oras(&["pull", "--oci-layout", &format!("ours@{digest}"), "--output", "pulled"]);
+    assert_eq!(fs::read(files.path().join("pulled/note.txt")).unwrap(), b"n");
+    let missing = eo_mount(&home, files.path(), &[&["attach", "oci:nowhere:v1"], &arguments[..]].concat());
+    assert!(missing.code == 1 && !files.path().join("nowhere").exists(), "{}", missing.stderr);
+}
+
+#[test]
 fn what_was_attached_is_told_without_the_registry_too() {
     let publisher = Publisher::at(Program::Referrers);
     let reference = publisher.registry.on_localhost("data:v1");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::files::{bytes_of_files, strays_in_cache};
+use eo_mount_testing::files::{bytes_of_files, errno, strays_in_cache};
 use eo_mount_testing::fixtures::{RawTar, noise};
 use eo_mount_testing::mount_table::mounts_at;
 use eo_mount_testing::namespace::{in_own_namespace, mount};
@@ -60,10 +60,6 @@ fn pushed(registry: &ScriptedRegistry) -> String {
 fn reads_good(mounted: &Mounted) {
     assert_eq!(fs::read(mounted.join("good/file")).unwrap(), b"good");
     assert!(!mounted.log().contains("a bug in eo-mount"), "{}", mounted.log());
-}
-
-fn errno(result: io::Result<impl Sized>) -> Option<i32> {
-    result.err().and_then(|error| error.raw_os_error())
 }
 
 fn list(path: impl AsRef<Path>) -> io::Result<Vec<String>> {

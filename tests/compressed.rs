@@ -8,19 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Kind, Matcher, Mounted, ScriptedRegistry, run};
+use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Kind, Matcher, Mounted, ScriptedRegistry, run, sh};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 const GZIP_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-fn sh(folder: &Path, script: &str) {
-    let mut shell = Command::new("bash");
-    shell.args(["-ec", script]).current_dir(folder);
-    run(&mut shell, Duration::from_secs(120))
-        .expect_success(&format!("{script} (make test-tools installs what it needs)"));
-}
 
 /// A folder `tree` with small and large files, links and odd names.
 fn tree() -> TempDir {

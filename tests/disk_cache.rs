@@ -5,14 +5,15 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eo_mount_testing::files::{forget_pages, pread, xattr};
 use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar_plan};
 use eo_mount_testing::namespace::{in_own_namespace, mount};
+use eo_mount_testing::processes::Signal;
 use eo_mount_testing::scripted_registry::TAR_TYPE;
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Matcher, Mounted, ScriptedRegistry};
+use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, HangingDisk, Home, Matcher, Mounted, ScriptedRegistry};
 use rustix::io::Errno;
 
 const MIB: u64 = 1 << 20;
@@ -183,6 +184,52 @@ fn a_folder_that_becomes_read_only_or_goes_away_is_done_without() {
         mount(&["-t", "tmpfs", "-o", "size=64m,ro", "tmpfs"], &data.folder());
         data.expect_all(&mounted);
     });
+}
+
+#[test]
+fn a_cache_folder_on_a_disk_that_hangs_is_done_without_until_it_answers() {
+    let disk = HangingDisk::mount();
+    let data = Data::new(&[10_000, 10_001, 10_002, 10_003], 2);
+    let (cache, timeout) = (disk.path().join("cache"), Duration::from_secs(20));
+    let cache = cache.to_str().expect("a path in UTF-8");
+    // Less memory than two layers: they are on the disk only.
+    let call =
+        data.call().args(["--cache-dir", cache, "--memory", "16MiB", "--timeout", "20s", "--cache-size", "1GiB"]);
+    let mounted = call.mount();
+    (0..3).for_each(|layer| data.expect_layer(&mounted, layer));
+    wait_verified(&mounted.join("10002"), "blob");
+    let forget = || {
+        for layer in data.artifact.layers() {
+            let blob = disk.path().join("cache/blobs").join(layer.digest.replace(':', "/"));
+            forget_pages(&blob);
+        }
+        forget_all(&mounted, &data);
+    };
+    forget();
+    disk.hang();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for layer in 0..3 {
+            let (data, mounted) = (&data, &mounted);
+            scope.spawn(move || data.expect_layer(mounted, layer));
+        }
+    });
+    assert!(mounted.log().contains("the disk does not answer"), "{}", mounted.log());
+    // Where its index may be, only the disk can tell.
+    let _ = fs::read_dir(mounted.join("10003")).map(Iterator::count);
+    assert!(xattr(mounted.join("10000"), "user.eo.verified").is_some());
+    assert!(start.elapsed() < 3 * timeout, "{:?}", start.elapsed());
+    disk.go_on();
+    data.expect_all(&mounted);
+    let size = data.tars[3].1.size().to_string();
+    let is_kept = || xattr(mounted.join("10003"), "user.eo.cached-bytes");
+    assert!(wait_until(LONG, || is_kept().as_ref() == Some(&size)), "{:?}", is_kept());
+    forget();
+    disk.hang();
+    let _ = pread(mounted.join("10000").join(S2), 0..4096);
+    let mut mounted = mounted;
+    mounted.signal(Signal::TERM);
+    assert!(mounted.wait_ended(Duration::from_secs(10)).is_some(), "{}", mounted.log());
 }
 
 #[test]

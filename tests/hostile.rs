@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::files::{bytes_of_files, strays_in_cache};
+use eo_mount_testing::files::{bytes_of_files, errno, strays_in_cache};
 use eo_mount_testing::fixtures::{RawTar, noise};
 use eo_mount_testing::namespace::{in_own_namespace, mount};
 use eo_mount_testing::processes::is_alive;
@@ -51,10 +51,6 @@ fn is_unharmed(mounted: &Mounted) {
     let log = mounted.log();
     assert!(!log.contains("a bug in eo-mount") && !log.contains("panicked"), "{log}");
     assert!(!log.contains(|c: char| c.is_control() && c != '\n'), "control characters in the log: {log:?}");
-}
-
-fn errno(result: io::Result<impl Sized>) -> Option<i32> {
-    result.err().and_then(|error| error.raw_os_error())
 }
 
 fn names(path: impl AsRef<Path>) -> io::Result<BTreeSet<OsString>> {

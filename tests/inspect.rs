@@ -3,7 +3,9 @@
 use std::process::{Command, Stdio};
 
 use eo_mount_testing::fixtures::{PythonTar, Sample, patch_tar};
-use eo_mount_testing::{Artifact, EoMount, Finished, Home, Program, RealRegistry, ScriptedRegistry, sha256};
+use eo_mount_testing::{
+    ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, sha256,
+};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_eo-mount");
@@ -74,6 +76,34 @@ fn the_manifest_and_its_layers_are_shown_and_what_of_them_is_cached() {
     for part in ["10000.tar", "README.md", "text/markdown", "org.example.note=a\\nb", &layers[0].digest[7..19]] {
         assert!(table.contains(part), "{part}\n{table}");
     }
+}
+
+#[test]
+fn what_is_attached_is_inspected_and_where_that_cannot_be_told_the_rest_is() {
+    let dataset = Dataset::new();
+    assert_eq!(dataset.json(&["inspect", "--json", "REF"])["referrers"], serde_json::json!([]));
+    let table = dataset.call(&["inspect", "REF"]).expect_success("inspect");
+    assert!(table.text().contains("Attached       0") && table.stderr.is_empty(), "{}", table.text());
+    let digest = sha256(&dataset.artifact.manifest());
+    let note = serde_json::json!({ "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": format!("sha256:{:064x}", 7),
+        "size": 1234, "artifactType": "text/note", "annotations": { "k": "a\nb" } });
+    let list = serde_json::json!({ "manifests": [note] });
+    dataset.registry.put_manifest("pastis", &digest.replace(':', "-"), list.to_string());
+    let told = dataset.json(&["inspect", "--json", "REF"]);
+    let referrer = &told["referrers"][0];
+    assert_eq!((&referrer["digest"], &referrer["size"]), (&note["digest"], &1234.into()));
+    assert_eq!((&referrer["artifact_type"], &referrer["annotations"]["k"]), (&"text/note".into(), &"a\nb".into()));
+    let table = dataset.call(&["inspect", "REF"]).expect_success("inspect").text();
+    for part in ["Attached       1", "000000000000", "1.2 kB  text/note", "k=a\\nb"] {
+        assert!(table.contains(part), "{part}\n{table}");
+    }
+    dataset.registry.reset();
+    dataset.bytes(&["inspect", "--raw", "REF"]);
+    assert!(dataset.registry.requests().iter().all(|request| !request.path.contains("referrers")));
+    dataset.registry.fault(Matcher::path("/referrers/"), Fault::status(403), ALWAYS);
+    let said = dataset.call(&["inspect", "--json", "REF"]).expect_success("inspect");
+    assert!(said.stderr.contains("403"), "{}", said.stderr);
+    assert_eq!(serde_json::from_slice::<Value>(&said.stdout).unwrap()["referrers"], Value::Null);
 }
 
 #[track_caller]
@@ -193,4 +223,45 @@ fn diff_names_layers_and_what_is_in_those_that_differ() {
     assert_eq!(dataset.call(&["diff", "--brief", "REF", "OTHER"]).code, 1);
     assert_eq!(dataset.registry.blob_requests(), 0);
     assert_eq!(dataset.call(&["diff", "REF", "nowhere.invalid/x:y", "--timeout", "2s"]).code, 2);
+}
+
+#[test]
+fn diff_of_content_tells_touched_members_from_those_that_changed_unseen() {
+    let dataset = Dataset::new();
+    let tar = |touched: f64, unseen: &str, grown: &str| {
+        let tar =
+            PythonTar::new().file("touched", touched, b"same".to_vec(), 0, 0).file("same", 1.5, b"s".to_vec(), 0, 0);
+        tar.file("unseen", 1.5, unseen.into(), 0, 0).file("grown", 1.5, grown.into(), 0, 0).finish().to_bytes()
+    };
+    let artifact = |tar: Vec<u8>, text: &str| {
+        Artifact::new().tar("x.tar", tar).layer(Some("README.md"), "text/plain", text.to_owned())
+    };
+    artifact(tar(1.5, "one", "g").to_vec(), "a").push(&dataset.registry, "pastis", "sample");
+    artifact(tar(2.5, "two", "gg").to_vec(), "b").push(&dataset.registry, "pastis", "other");
+    let members = |arguments: &[&str]| {
+        let said = dataset.call(arguments);
+        assert_eq!((said.code, said.stderr.as_str()), (1, ""));
+        let told: Value = serde_json::from_slice(&said.stdout).unwrap();
+        let members = told["members"].as_array().unwrap().clone();
+        members.into_iter().map(|member| (member["path"].as_str().unwrap().to_owned(), member)).collect::<Vec<_>>()
+    };
+    let paths = |members: &[(String, Value)]| members.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+    dataset.registry.reset();
+    let without = members(&["diff", "--json", "REF", "OTHER"]);
+    // Of a file that is a layer the manifest tells.
+    assert_eq!(paths(&without), ["README.md", "x/grown", "x/touched"]);
+    assert_eq!(without[0].1["old"]["digest"], sha256(b"a"));
+    assert_eq!(without[2].1["old"]["digest"], Value::Null);
+    let with = members(&["diff", "--content", "--json", "REF", "OTHER"]);
+    assert_eq!(paths(&with), ["README.md", "x/grown", "x/touched", "x/unseen"]);
+    let digests = |number: usize| ["old", "new"].map(|side| with[number].1[side]["digest"].clone());
+    assert_eq!(digests(1), [Value::Null, Value::Null]);
+    assert_eq!(digests(2), [Value::from(sha256(b"same")), Value::from(sha256(b"same"))]);
+    assert_eq!(digests(3), [Value::from(sha256(b"one")), Value::from(sha256(b"two"))]);
+    let text = dataset.call(&["diff", "--content", "REF", "OTHER"]).text();
+    assert!(
+        text.lines().any(|line| line.starts_with("~ x/unseen ") && line.contains(&sha256(b"two")[7..19])),
+        "{text}"
+    );
+    assert_eq!(dataset.call(&["diff", "--content", "--brief", "REF", "OTHER"]).code, 2);
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use eo_mount_testing::as_user::{is_root, open_fuse_to_all};
-use eo_mount_testing::files::strays_in_cache;
+use eo_mount_testing::files::{names_in, strays_in_cache};
 use eo_mount_testing::fixtures::{PythonTar, Sample, TarFormat, gnu_tar, noise};
 use eo_mount_testing::mount_table::mounts_at;
 use eo_mount_testing::processes::{self, Signal};
@@ -39,15 +39,6 @@ fn registry() -> (ScriptedRegistry, String) {
     Artifact::new().tar("packed.tar.gz", packed).tar("plain.tar", plain).push(&registry, "data", "v1");
     let reference = registry.reference("data:v1");
     (registry, reference)
-}
-
-#[track_caller]
-fn names_in(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a UTF-8 name")).collect();
-    names.sort();
-    names
 }
 
 const NAMES: [&str; 3] = ["config.json", "packed", "plain"];

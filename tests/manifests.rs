@@ -127,7 +127,21 @@ fn an_image_layout_of_an_index_has_attestations_too() {
     put_index(&registry, "all", INDEX_TYPE, &entries);
     let out = home.path().join("layout");
     let reference = registry.reference("data:all");
-    verb(&home, &["pull", &reference, "--to-oci-layout", "-o", out.to_str().unwrap()]).expect_success("pull");
+    let pull = |more: &[&str]| -> Value {
+        let call = ["pull", &reference, "--to-oci-layout", "--json", "-o", out.to_str().unwrap()];
+        let told = verb(&home, &[&call, more].concat()).expect_success("pull");
+        serde_json::from_slice(&told.stdout).unwrap()
+    };
+    let told = pull(&["--dry-run"]);
+    assert!(!out.exists());
+    registry.reset();
+    assert_eq!(pull(&[])["missing"], told["missing"]);
+    let ranges = registry.requests().into_iter().filter_map(|request| request.byte_range());
+    let fetched: u64 = ranges.map(|range| range.end - range.start).sum();
+    assert_eq!(told["missing"], fetched, "what a dry run told is what was fetched");
+    let manifests: u64 = [&shown, &hidden].iter().map(|manifest| manifest.size).sum();
+    assert!(told["manifests"].as_u64().unwrap() > manifests, "{told}");
+    assert_eq!(told["layers"].as_array().unwrap().len(), 4);
     // An index; of each manifest itself, its config and its layer.
     assert_eq!(names(&out.join("blobs/sha256")).len(), 7);
     assert!(out.join("blobs").join(hidden.digest.replace(':', "/")).is_file());

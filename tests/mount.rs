@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::files::strays_in_cache;
+use eo_mount_testing::files::{errno, names_in, strays_in_cache};
 use eo_mount_testing::fixtures::{PythonTar, Sample, TarFormat, everything_tar, gnu_tar, noise};
 use eo_mount_testing::scripted_registry::{CONFIG_TYPE, TAR_TYPE};
 use eo_mount_testing::wait::wait_until;
@@ -60,15 +59,6 @@ fn push(registry: &RealRegistry, directory: &Path, reference: &str, arguments: &
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary directory")
-}
-
-#[track_caller]
-fn names_in(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a UTF-8 name")).collect();
-    names.sort();
-    names
 }
 
 /// What a command prints in a directory.
@@ -410,10 +400,6 @@ mod errnos {
     use rustix::io::Errno;
     pub const ACCES: Option<i32> = Some(Errno::ACCESS.raw_os_error());
     pub const ROFS: Option<i32> = Some(Errno::ROFS.raw_os_error());
-}
-
-fn errno<T>(result: io::Result<T>) -> Option<i32> {
-    result.err().and_then(|error| error.raw_os_error())
 }
 
 /// As text.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use eo_mount_testing::files::{errno, names_in};
 use eo_mount_testing::fixtures::Sample;
 use eo_mount_testing::{
     ALWAYS, Artifact, Descriptor, EoMount, Fault, Finished, Home, Matcher, RealRegistry, ScriptedRegistry, run, sha256,
@@ -23,17 +24,6 @@ fn mount(reference: impl Into<String>) -> EoMount {
 fn call(program: impl AsRef<Path>, arguments: &[&str]) -> Finished {
     let mut command = Command::new(program.as_ref());
     run(command.args(arguments), Duration::from_secs(120)).expect_success(&format!("{arguments:?}"))
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut names: Vec<String> = names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
-    result.err().and_then(|error| error.raw_os_error())
 }
 
 /// Attaches files to an artifact of a scripted registry by the tag that stands in for the API.
@@ -89,15 +79,15 @@ fn the_published_signature_is_a_file_and_the_layout_is_copied_by_every_client() 
     );
     let mounted = mount(&reference).home(&home).mount();
     let oci = mounted.join(".oci");
-    assert!(!names(mounted.path()).contains(&".oci".to_owned()));
+    assert!(!names_in(mounted.path()).contains(&".oci".to_owned()));
     let found = call("find", &[mounted.path().to_str().unwrap(), "-name", ".oci*"]).text();
     assert_eq!(found, "");
-    assert_eq!(names(&oci), ["blobs", "index.json", "oci-layout", "referrers"]);
+    assert_eq!(names_in(&oci), ["blobs", "index.json", "oci-layout", "referrers"]);
 
     let folder = oci.join("referrers/application_vnd.oci.artifact.signature.v1+text");
-    let [short] = &names(&folder)[..] else { panic!("{:?}", names(&folder)) };
+    let [short] = &names_in(&folder)[..] else { panic!("{:?}", names_in(&folder)) };
     let folder = folder.join(short);
-    assert_eq!(names(&folder), ["manifest.json", "signature.txt"]);
+    assert_eq!(names_in(&folder), ["manifest.json", "signature.txt"]);
     assert_eq!(fs::read_to_string(folder.join("signature.txt")).unwrap(), "signed by me\n");
     let manifest = fs::read(folder.join("manifest.json")).unwrap();
     assert!(sha256(&manifest)["sha256:".len()..].starts_with(short.as_str()));
@@ -107,7 +97,7 @@ fn the_published_signature_is_a_file_and_the_layout_is_copied_by_every_client() 
     assert_eq!(fs::read(blob(&sha256(b"signed by me\n"))).unwrap(), b"signed by me\n");
     assert_eq!(errno(fs::read(blob(&sha256(b"nobody has this")))), ENOENT);
 
-    let blobs = names(&oci.join("blobs/sha256"));
+    let blobs = names_in(&oci.join("blobs/sha256"));
     assert_eq!(blobs.len(), 2 + sample.titles.len());
     let sums = call("sh", &["-c", &format!("cd {}/blobs/sha256 && sha256sum *", oci.display())]).text();
     for (line, name) in sums.lines().zip(&blobs) {
@@ -139,14 +129,14 @@ fn what_is_attached_is_looked_up_once_by_who_asks_first() {
     attach(&registry, &subject, &[("a", note("a.txt", "A")), ("b", note("b.txt", "B"))]);
     let mounted = mount(registry.reference("data:v1")).mount();
     let oci = mounted.join(".oci");
-    assert_eq!(names(&oci.join("blobs/sha256")).len(), 3);
+    assert_eq!(names_in(&oci.join("blobs/sha256")).len(), 3);
     let index: Value = serde_json::from_slice(&fs::read(oci.join("index.json")).unwrap()).unwrap();
     assert_eq!(index["manifests"][0]["digest"], subject.digest);
     assert_eq!(index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "v1");
     assert_eq!(look_ups(&registry), 0, "nobody has asked for what is attached");
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| assert_eq!(names(&oci.join("referrers")), ["text_a", "text_b"]));
+            scope.spawn(|| assert_eq!(names_in(&oci.join("referrers")), ["text_a", "text_b"]));
         }
     });
     assert_eq!(look_ups(&registry), 1);
@@ -164,7 +154,7 @@ fn a_look_up_that_failed_is_tried_again() {
     assert_eq!(errno(fs::read_dir(mounted.join(".oci/referrers")).and_then(|mut names| names.next().unwrap())), EIO);
     assert_eq!(errno(fs::read(&blob)), EIO);
     registry.clear_faults();
-    assert_eq!(names(&mounted.join(".oci/referrers")), ["text_a"]);
+    assert_eq!(names_in(&mounted.join(".oci/referrers")), ["text_a"]);
     assert_eq!(sha256(&fs::read(&blob).unwrap()), attached[0].digest);
     mounted.unmount();
 }
@@ -178,7 +168,7 @@ fn without_oci_and_beside_a_layer_of_that_name_there_is_no_layout() {
     assert_eq!(errno(fs::metadata(mounted.join(".oci"))), ENOENT);
     mounted.unmount();
     let mounted = mount(registry.reference("data:own")).mount();
-    assert_eq!(names(&mounted.join(".oci")), ["mine.txt"]);
+    assert_eq!(names_in(&mounted.join(".oci")), ["mine.txt"]);
     mounted.unmount();
 }
 
@@ -194,9 +184,9 @@ fn names_of_what_is_attached_lead_nowhere_and_what_is_broken_leaves_the_rest_alo
     registry.put_manifest_as("data", gone, "other bytes");
     let mounted = mount(registry.reference("data:v1")).mount();
     let referrers = mounted.join(".oci/referrers");
-    assert_eq!(names(&referrers), ["text_.._..", "text_a", "text_gone"]);
+    assert_eq!(names_in(&referrers), ["text_.._..", "text_a", "text_gone"]);
     let short = |number: usize| &attached[number].digest["sha256:".len()..][..12];
-    let shown = names(&referrers.join("text_.._..").join(short(0)));
+    let shown = names_in(&referrers.join("text_.._..").join(short(0)));
     assert!(shown[0] == "etc" && shown[1].starts_with("layer-0002-") && shown[2] == "manifest.json", "{shown:?}");
     let a = referrers.join("text_a").join(short(1));
     assert_eq!(fs::read_to_string(a.join("a.txt")).unwrap(), "A");
@@ -216,8 +206,8 @@ fn an_index_is_copied_with_the_attestations_that_the_mount_does_not_show() {
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries }).to_string();
     let digest = registry.put_manifest("data", "v1", index);
     let mounted = mount(registry.reference("data:v1")).mount();
-    assert_eq!(names(mounted.path()), ["linux-amd64"]);
-    assert!(names(&mounted.join(".oci/blobs/sha256")).contains(&attestation.digest["sha256:".len()..].to_owned()));
+    assert_eq!(names_in(mounted.path()), ["linux-amd64"]);
+    assert!(names_in(&mounted.join(".oci/blobs/sha256")).contains(&attestation.digest["sha256:".len()..].to_owned()));
     let source = format!("{}:v1", mounted.join(".oci").display());
     target.oras(mounted.home().path(), &["copy", "--from-oci-layout", &source, &target.on_localhost("copy:1")]);
     let copied = target.oras(mounted.home().path(), &["resolve", &target.on_localhost("copy:1")]).text();
@@ -230,10 +220,10 @@ fn a_mounted_layout_has_one_too() {
     let mounted = mount(Sample::REFERENCE).mount();
     let blobs = mounted.join(".oci/blobs/sha256");
     let layout = tools::project().join("sample/pastis/blobs/sha256");
-    for name in names(&blobs) {
+    for name in names_in(&blobs) {
         assert!(fs::read(blobs.join(&name)).unwrap() == fs::read(layout.join(&name)).unwrap(), "{name}");
     }
-    assert_eq!(names(&blobs), names(&layout));
-    assert_eq!(names(&mounted.join(".oci/referrers")), [""; 0]);
+    assert_eq!(names_in(&blobs), names_in(&layout));
+    assert_eq!(names_in(&mounted.join(".oci/referrers")), [""; 0]);
     mounted.unmount();
 }

@@ -1,15 +1,14 @@
 //! Without a registry: what was listed or read before still is, in a new mount too, and what is missing says so.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use eo_mount_testing::files::{pread, xattr};
 use eo_mount_testing::fixtures::{Sample, patch_tar};
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
-    ALWAYS, Artifact, EoMount, Extracted, Fault, Home, Kind, Matcher, Mounted, RealRegistry, ScriptedRegistry, run,
+    ALWAYS, Artifact, EoMount, Extracted, Fault, Home, Kind, Matcher, Mounted, RealRegistry, ScriptedRegistry, sh,
 };
 use tempfile::TempDir;
 
@@ -273,12 +272,6 @@ fn without_chunks_on_disk_a_dataset_is_listed_offline() {
 }
 
 // Compressed layers.
-
-fn sh(folder: &Path, script: &str) {
-    let mut shell = Command::new("bash");
-    shell.args(["-ec", script]).current_dir(folder);
-    run(&mut shell, Duration::from_secs(120)).expect_success(&format!("{script} (make test-tools installs its tools)"));
-}
 
 /// Archives of one tree, packed in all ways; their names in a mount.
 fn packed(registry: &ScriptedRegistry) -> (TempDir, Vec<String>) {

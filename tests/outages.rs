@@ -227,3 +227,28 @@ fn a_thousand_ranges_of_a_redirected_blob_are_two_requests_to_the_registry() {
     assert!((1..=2).contains(&at_home), "{at_home}");
     assert_ne!(digest, scene.digest);
 }
+
+#[test]
+fn a_slow_link_is_read_from_start_to_end_though_all_of_it_takes_longer_than_the_timeout() {
+    thread::scope(|scope| {
+        for (bits_per_second, length) in [(256_000, 500_000), (1_000_000, 2_000_000)] {
+            scope.spawn(move || {
+                let (registry, bytes) = (ScriptedRegistry::start(), noise(3, length));
+                let artifact = Artifact::new().layer(Some("a.bin"), "application/octet-stream", bytes.clone());
+                artifact.push(&registry, "pastis", "t");
+                let shape = Shape {
+                    round_trip: Duration::from_millis(100),
+                    bits_per_second: Some(bits_per_second),
+                    ..Shape::default()
+                };
+                let link = Link::new(registry.address(), shape);
+                let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), link.reference("pastis:t"));
+                let mounted = call.args(["--timeout", "10s"]).mount();
+                let read = std::fs::read(mounted.join("a.bin"));
+                assert!(read.is_ok_and(|read| read == bytes), "{bits_per_second}: {}", mounted.log());
+                // Hardly anything is fetched twice, or given up half way.
+                assert!(link.bytes_down() < length as u64 * 5 / 4, "{bits_per_second}: {} bytes", link.bytes_down());
+            });
+        }
+    });
+}

@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use eo_mount_testing::as_user::is_root;
 use eo_mount_testing::fixtures::noise;
 use eo_mount_testing::python::python_says;
+use eo_mount_testing::scripted_registry::Kind;
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{EoMount, Extracted, Finished, Home, RealRegistry, User, run};
+use eo_mount_testing::{EoMount, Extracted, Finished, Home, RealRegistry, ScriptedRegistry, Takes, User, run};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -310,6 +311,53 @@ fn a_registry_takes_what_was_packed() {
 }
 
 #[test]
+fn what_is_packed_into_a_registry_is_what_pack_and_push_make_and_leaves_nothing_on_disk() {
+    let shop = Workshop::patches();
+    shop.file("README.md", b"# Patches\n");
+    let registry = RealRegistry::start();
+    let reference = registry.reference("pastis:v1");
+    for format in FORMATS {
+        let arguments = ["--per-dir", "--format", format, "--jobs", "2"];
+        let digest = shop.pack(&[&["in", "oci:out:v1"], &arguments[..]].concat());
+        assert_eq!(shop.pack(&[&["in", &reference], &arguments[..]].concat()), digest, "{format}");
+        let fetched =
+            registry.oras(shop.dir.path(), &["manifest", "fetch", "--plain-http", "--descriptor", &reference]);
+        assert!(fetched.text().contains(&digest), "{}", fetched.text());
+        let mounted = EoMount::new(PROGRAM, &reference).home(&Home::new()).mount();
+        let mut shown = files(mounted.path());
+        shown.remove("config.json");
+        assert!(shown == files(&shop.path("in")), "{format}: the mount shows other files");
+    }
+    let said = shop.call(&["in", &reference, "--per-dir"]).expect_success("pack").text();
+    assert!(said.contains("4 layers of ") && said.contains("4 were there"), "{said}");
+    let kept = files(&shop.home.cache()).into_values().map(|bytes| bytes.len()).sum::<usize>();
+    assert!(kept < 1 << 20, "{kept} bytes in the cache folder");
+}
+
+#[test]
+fn a_registry_gets_no_tag_of_what_could_not_be_packed_and_layers_in_time() {
+    let shop = Workshop::patches();
+    let registry = ScriptedRegistry::start();
+    registry.take_uploads(Takes::default());
+    let reference = registry.reference("pastis:v1");
+    let growing = fs::File::create(shop.path("in/10001/growing.bin")).unwrap();
+    growing.set_len(8 << 30).unwrap();
+    let child = shop.start(&["in", &reference, "--per-dir", "--jobs", "1"]);
+    // The first layer is there long before the second is made.
+    let sent = || registry.requests().iter().any(|request| request.method == "PUT" || request.method == "PATCH");
+    assert!(wait_until(PATIENCE, sent));
+    growing.set_len(9 << 30).unwrap();
+    let said = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("in/10001/growing.bin: it changed while it was packed"), "{stderr}");
+    assert!(registry.requests_of(Kind::Manifest).is_empty());
+    fs::remove_file(shop.path("in/10001/growing.bin")).unwrap();
+    let said = shop.call(&["in", &reference, "--per-dir"]).expect_success("pack").text();
+    assert!(said.contains("1 were there"), "{said}");
+}
+
+#[test]
 fn a_file_of_a_zstd_layer_is_read_without_the_rest() {
     const MIB: u64 = 1 << 20;
     let shop = Workshop::patches();
@@ -354,12 +402,12 @@ fn a_second_run_writes_no_blob_again() {
     };
     let before = blobs();
     let said = shop.call(&["in", "oci:out:v1", "--per-dir"]).expect_success("pack").text();
-    assert!(said.contains("3 layers of ") && said.contains("3 were here") && said.contains(&first), "{said}");
+    assert!(said.contains("3 layers of ") && said.contains("3 were there") && said.contains(&first), "{said}");
     assert_eq!(blobs(), before);
     // One patch changes: two of three are there.
     shop.file("10001/METADATA.json", b"{ }\n");
     let said = shop.call(&["in", "oci:out:v2", "--per-dir"]).expect_success("pack").text();
-    assert!(said.contains("2 were here"), "{said}");
+    assert!(said.contains("2 were there"), "{said}");
     assert_ne!(shop.manifest("out", "v1"), shop.manifest("out", "v2"));
 }
 
@@ -437,7 +485,12 @@ fn what_cannot_be_packed_is_named() {
 
     shop.refused(&["nowhere", "oci:out:v", "--per-dir"], 1, &["nowhere: it is not there"]);
     shop.refused(&["in", "oci:in/out:v", "--per-dir"], 2, &["into the folder that is packed"]);
-    shop.refused(&["in", "localhost:5000/a:b", "--per-dir"], 2, &["not a place in an image layout"]);
+    for out in ["out", "data/out:v1", "localhost:5000"] {
+        shop.refused(&["in", out, "--per-dir"], 2, &["neither an image layout nor a registry", "oci:DIRECTORY:TAG"]);
+    }
+    let digest = format!("localhost:1/a@sha256:{:064x}", 1);
+    shop.refused(&["in", &digest, "--per-dir"], 2, &["the digest is not known before"]);
+    shop.refused(&["in", "localhost:1/a:b", "--per-dir", "--offline"], 2, &["without a network"]);
     shop.refused(&["in", "oci:out:a+b", "--per-dir"], 2, &["a tag that registries do not take"]);
     shop.refused(&["in", "oci:.:v", "--per-dir"], 2, &["not empty, and no image layout"]);
     shop.refused(&["in", "oci:out:v"], 2, &["--per-dir"]);

@@ -42,4 +42,8 @@ impl BlobSource for Described {
         }
         .boxed()
     }
+
+    fn soon(&self) -> u64 {
+        self.source.soon()
+    }
 }

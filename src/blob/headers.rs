@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::BlobSource;
@@ -26,9 +25,6 @@ impl Headers {
 
 impl BlobSource for Headers {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
-        match self.chunks.kept(blob, &range) {
-            Some(bytes) => std::future::ready(Ok(bytes)).boxed(),
-            None => self.source.read(blob, range),
-        }
+        self.chunks.kept_or(blob, range, &self.source)
     }
 }

@@ -54,4 +54,8 @@ impl BlobSource for Local {
         }
         .boxed()
     }
+
+    fn soon(&self) -> u64 {
+        self.source.soon()
+    }
 }

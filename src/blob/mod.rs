@@ -34,7 +34,7 @@ use crate::oci::Descriptor;
 /// Who keeps what passes by without having been asked for.
 pub trait Passing: Send + Sync {
     /// A range that is kept.
-    fn kept(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes>;
+    fn kept<'a>(&'a self, blob: &'a Descriptor, range: &'a Range<u64>) -> BoxFuture<'a, Option<Bytes>>;
 
     /// Keeps bytes of the blob from the start of a chunk on, and gives back the last of them that do not fill one.
     fn pass<'a>(&'a self, blob: &'a Descriptor, at: u64, bytes: Bytes) -> BoxFuture<'a, BytesMut>;
@@ -53,6 +53,11 @@ pub trait BlobSource: Send + Sync {
     ) -> BoxFuture<'a, Result<Bytes>> {
         let _ = file;
         self.read(blob, range)
+    }
+
+    /// Bytes that come well within the time of a read, as it went lately: who asks for more at once may get none of it in time.
+    fn soon(&self) -> u64 {
+        u64::MAX
     }
 
     /// Whoever has read one of these to its end goes on with the next: who fetches ahead wants to know.

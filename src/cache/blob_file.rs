@@ -6,6 +6,7 @@
 //! is checked again, and what two processes did to it at once is then seen, and fetched again.
 
 mod checked;
+mod reading;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,6 +23,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::CHUNK;
 use super::own_file::{is_at, is_read_only, open_or_make, open_own};
 use checked::Checked;
+use reading::How;
+pub use reading::Missing;
 
 /// Chunks whose use is noted together, and which are evicted together: 4 MiB.
 pub const GROUP: u64 = 64;
@@ -54,10 +57,6 @@ pub struct BlobFile {
     /// Whether somebody has looked whether all of the blob is here.
     looked_at: AtomicBool,
 }
-
-/// A chunk that is not what its checksum says, by its number; it is dropped.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Damaged(pub u64);
 
 impl BlobFile {
     /// Opens or makes both files. A map that is not one of this blob is made anew.
@@ -169,77 +168,6 @@ impl BlobFile {
         HEADER + (groups * 4).next_multiple_of(8) + chunk * 8
     }
 
-    /// Checksum of each chunk, 0 where it is not here.
-    fn checksums(&self, chunks: &Range<u64>) -> io::Result<Vec<u64>> {
-        let mut bytes = vec![0; (chunks.end.saturating_sub(chunks.start) * 8) as usize];
-        self.map.read_exact_at(&mut bytes, self.checksum_at(chunks.start))?;
-        Ok(bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
-    }
-
-    /// For each chunk of the range, whether it is here. A map that cannot be read is an empty one.
-    pub fn present(&self, chunks: Range<u64>) -> Vec<bool> {
-        match self.checksums(&chunks) {
-            Ok(checksums) => checksums.into_iter().map(|checksum| checksum != 0).collect(),
-            Err(_) => vec![false; (chunks.end - chunks.start) as usize],
-        }
-    }
-
-    /// The bytes of a range, if every chunk of it is here and right. A chunk that is not is dropped.
-    pub fn read(&self, range: Range<u64>) -> Option<Bytes> {
-        let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
-        let bytes = self.check(range).unwrap_or_else(|Damaged(chunk)| {
-            tracing::warn!("{}: chunk {chunk} is damaged; it is fetched again", self.path.display());
-            None
-        })?;
-        self.note_use(&chunks);
-        Some(bytes)
-    }
-
-    /// The same, which is no use.
-    pub fn check(&self, range: Range<u64>) -> Result<Option<Bytes>, Damaged> {
-        let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
-        let (Ok(generation), Ok(before)) = (self.generation(), self.checksums(&chunks)) else { return Ok(None) };
-        if before.contains(&0) {
-            return Ok(None);
-        }
-        if self.checked().holds(generation, &chunks) {
-            let bytes = self.pread(range);
-            // What was given up or written meanwhile may have been read as anything.
-            let is_as_before = self.generation().is_ok_and(|now| now == generation)
-                && self.checksums(&chunks).is_ok_and(|now| now == before);
-            return Ok(bytes.filter(|_| is_as_before));
-        }
-        let whole = self.pread(chunks.start * CHUNK..(chunks.end * CHUNK).min(self.size));
-        let Some(whole) = whole else { return Ok(None) };
-        for ((chunk, bytes), checksum) in chunks.clone().zip(whole.chunks(CHUNK as usize)).zip(&before) {
-            if checksum_of(bytes) != *checksum {
-                return self.drop_damaged(chunk, *checksum, generation).map(|()| None);
-            }
-        }
-        if self.generation().is_ok_and(|now| now == generation) {
-            self.checked().note(generation, &chunks);
-        }
-        let start = (range.start - chunks.start * CHUNK) as usize;
-        Ok(Some(whole.slice(start..start + (range.end - range.start) as usize)))
-    }
-
-    fn pread(&self, range: Range<u64>) -> Option<Bytes> {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.data.read_exact_at(&mut bytes, range.start).ok()?;
-        Some(bytes.into())
-    }
-
-    fn drop_damaged(&self, chunk: u64, checksum: u64, generation: u64) -> Result<(), Damaged> {
-        // Given up since, or just being given up: that is no damage.
-        let given_up = self.checksums(&(chunk..chunk + 1)).is_ok_and(|now| now != [checksum]);
-        if given_up || self.generation().is_ok_and(|now| now != generation || now % 2 == 1) {
-            return Ok(());
-        }
-        let _ = self.write_map(&[0; 8], self.checksum_at(chunk));
-        let _ = self.write_map(&[0; 8], BLOB_CHECKED_AT);
-        Err(Damaged(chunk))
-    }
-
     /// Keeps neighbouring chunks, the first of which is `first`. Those that are here stay as they are.
     pub fn write(&self, first: u64, chunks: &[Bytes]) -> io::Result<()> {
         let written = first..first + chunks.len() as u64;
@@ -329,15 +257,7 @@ impl BlobFile {
 
     /// Changes whenever chunks are given up; odd while they are.
     pub fn generation(&self) -> io::Result<u64> {
-        self.read_word(GENERATION_AT)
-    }
-
-    /// Whether the whole blob was seen to have its digest, and no chunk was given up since.
-    pub fn is_blob_checked(&self) -> bool {
-        match (self.generation(), self.read_word(BLOB_CHECKED_AT)) {
-            (Ok(generation), Ok(checked)) => generation % 2 == 0 && checked == generation | 1,
-            _ => false,
-        }
+        self.read_word(GENERATION_AT, How::Waiting)
     }
 
     /// The whole blob had its digest, and all of it was read in this generation.
@@ -354,25 +274,35 @@ impl BlobFile {
 
     /// Writes down that these chunks are used now.
     pub fn note_use(&self, chunks: &Range<u64>) {
+        if let Some(groups) = self.due(chunks) {
+            self.write_uses(groups);
+        }
+    }
+
+    /// Groups of these chunks whose use now is to be written down, for who asks first.
+    pub fn due(&self, chunks: &Range<u64>) -> Option<Range<u64>> {
         let now = super::seconds_now();
-        for group in chunks.start / GROUP..chunks.end.div_ceil(GROUP) {
-            let Some(noted) = self.noted.get(group as usize) else { continue };
+        let is_due = |group: &u64| {
             // Not less than: the clock may have been set back.
-            if now.abs_diff(noted.load(Ordering::Relaxed)) >= NOTE_AGAIN {
-                noted.store(now, Ordering::Relaxed);
-                let _ = self.write_map(&now.to_le_bytes(), HEADER + group * 4);
-            }
+            let noted = self.noted.get(*group as usize);
+            let noted = noted.filter(|noted| now.abs_diff(noted.load(Ordering::Relaxed)) >= NOTE_AGAIN);
+            noted.inspect(|noted| noted.store(now, Ordering::Relaxed)).is_some()
+        };
+        let due = (chunks.start / GROUP..chunks.end.div_ceil(GROUP)).filter(is_due);
+        due.fold(None, |due: Option<Range<u64>>, group| Some(due.map_or(group, |due| due.start)..group + 1))
+    }
+
+    /// Writes down when groups were used last.
+    pub fn write_uses(&self, groups: Range<u64>) {
+        let noted =
+            self.noted.iter().enumerate().skip(groups.start as usize).take((groups.end - groups.start) as usize);
+        for (group, noted) in noted {
+            let _ = self.write_map(&noted.load(Ordering::Relaxed).to_le_bytes(), HEADER + group as u64 * 4);
         }
     }
 
     fn checked(&self) -> std::sync::MutexGuard<'_, Checked> {
         self.checked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_word(&self, at: u64) -> io::Result<u64> {
-        let mut word = [0; 8];
-        self.map.read_exact_at(&mut word, at)?;
-        Ok(u64::from_le_bytes(word))
     }
 
     fn write_map(&self, bytes: &[u8], at: u64) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 mod fetch;
 mod memory;
+mod on_disk;
 mod passing;
 mod whole;
 
@@ -15,7 +16,7 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 
 use super::CHUNK;
-use super::blob_file::BlobFile;
+use super::blob_file::{BlobFile, Missing};
 use super::counters::{Counters, add};
 use super::cut::{COST, chunk_numbers, cut_out, overlap, run_cost};
 use super::disk::DiskCache;
@@ -24,6 +25,7 @@ use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
 use memory::Chunks;
 pub use memory::MemoryReservation;
+use on_disk::OnDisk;
 use whole::Whole;
 
 /// Chunks that are fetched together by who fetches all of a blob.
@@ -164,70 +166,57 @@ impl ChunkCache {
         self.shared.disk.as_ref()
     }
 
-    /// A range that was read before, without a request. Leaves no trace of blobs that were not.
-    pub fn kept(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
-        if range.start >= range.end {
-            return None;
-        }
-        let in_memory = self.shared.in_memory(blob, range);
-        in_memory.or_else(|| self.shared.disk.as_ref()?.existing(blob)?.read(range.clone()))
-    }
-
-    /// Bytes that a request could have now without waiting for others.
+    /// Bytes that could be asked for now without waiting for others, and come soon.
     pub fn room(&self) -> u64 {
-        self.shared.in_flight.available_permits() as u64 / COST
-    }
-
-    /// Gives up all that is kept of a blob, because some of it has proven wrong: what is wanted again is fetched again.
-    pub fn drop_wrong(&self, blob: &Descriptor) {
-        self.shared.chunks().forget(&blob.digest);
-        if let Some(Err(error)) = self.disk().and_then(|disk| disk.existing(blob)).map(|file| file.drop_all()) {
-            tracing::warn!("{}: {error}", blob.digest);
-        }
+        let room = self.shared.in_flight.available_permits() as u64 / COST;
+        room.min(self.shared.source.soon())
     }
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
     pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
         // Behind the end of the blob there is nothing.
-        if range.start >= range.end || self.shared.must_be_checked(blob) {
+        if range.start >= range.end || self.shared.must_be_checked_at_once(blob) {
             return;
         }
-        let on_disk = self.shared.on_disk(blob, &range);
-        let mut chunks = self.shared.chunks();
-        let missing = self.shared.missing(&chunks, blob, &range, &on_disk);
-        if missing.iter().map(run_cost).sum::<u64>() >= self.shared.in_flight.available_permits() as u64 {
-            return;
+        if let Some(on_disk) = self.shared.on_disk_at_once(blob, &range) {
+            return self.shared.fetch_ahead(blob, &range, &on_disk);
         }
-        for run in missing {
-            self.shared.ask_for(&mut chunks, blob, run, true);
-        }
+        let (shared, blob) = (Arc::clone(&self.shared), blob.clone());
+        tokio::spawn(async move {
+            let on_disk = shared.on_disk(&blob, &range).await;
+            shared.fetch_ahead(&blob, &range, &on_disk);
+        });
     }
 
     fn read_range(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
         if range.start >= range.end {
             return std::future::ready(Ok(Bytes::new())).boxed();
         }
-        if self.shared.must_be_checked(blob) {
+        if self.shared.must_be_checked_at_once(blob) {
             return self.read_checked(blob, range);
         }
         self.read_as_it_is(blob, range)
     }
 
     fn read_as_it_is(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
-        if let Some(bytes) = self.shared.at_hand(blob, &range) {
+        let shared = Arc::clone(&self.shared);
+        if let Some(bytes) = shared.in_memory(blob, &range) {
+            add(&shared.counters.memory, bytes.len() as u64);
             return std::future::ready(Ok(bytes)).boxed();
         }
-        let found = self.shared.find(blob, &range);
-        let (shared, blob) = (Arc::clone(&self.shared), blob.clone());
-        async move {
-            let mut chunks = Vec::with_capacity(found.len());
-            for (number, found) in chunk_numbers(&range).zip(found) {
-                shared.count(&found, overlap(number, &range));
-                chunks.push(shared.chunk(&blob, found).await?);
+        let at_once = match shared.read_at_once(blob, &range) {
+            None => Some(None),
+            Some(Ok(bytes)) => {
+                add(&shared.counters.disk, bytes.len() as u64);
+                return std::future::ready(Ok(bytes)).boxed();
             }
-            Ok(cut_out(&chunks, &range))
+            Some(Err(Missing::Unknown)) => None,
+            Some(Err(_)) => shared.on_disk_at_once(blob, &range),
+        };
+        match (at_once, &shared.disk) {
+            (None, Some(disk)) => Arc::clone(&shared).read_of_disk(Arc::clone(disk), blob.clone(), range).boxed(),
+            (on_disk, _) => shared.gather(blob.clone(), range, on_disk.flatten()).boxed(),
         }
-        .boxed()
     }
 }
 
@@ -241,19 +230,6 @@ impl SharedState {
     fn chunks(&self) -> MutexGuard<'_, Chunks> {
         // A panic elsewhere leaves the maps whole: each change is one call.
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A range that is all in memory, or all on disk.
-    fn at_hand(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
-        if let Some(bytes) = self.in_memory(blob, range) {
-            add(&self.counters.memory, bytes.len() as u64);
-            return Some(bytes);
-        }
-        let file = self.disk.as_ref()?.blob(blob)?;
-        let bytes = file.read(range.clone())?;
-        add(&self.counters.disk, bytes.len() as u64);
-        self.look_whether_whole(blob, &file);
-        Some(bytes)
     }
 
     /// Content that is unpacked now comes from its blob, which is counted there.
@@ -274,11 +250,45 @@ impl SharedState {
         Some(cut_out(&kept?, range))
     }
 
-    /// The blob on disk, and which chunks are there.
-    fn on_disk(&self, blob: &Descriptor, range: &Range<u64>) -> Option<(Arc<BlobFile>, Vec<bool>)> {
-        let file = self.disk.as_ref()?.blob(blob)?;
-        let present = file.present(chunk_numbers(range));
-        Some((file, present))
+    /// A range whose chunks are in different places. What is missing is asked for before this returns; where it comes slowly, only
+    /// the first of it, or the last would use up its time while it waits for the others.
+    fn gather(
+        self: &Arc<Self>,
+        blob: Descriptor,
+        range: Range<u64>,
+        on_disk: Option<OnDisk>,
+    ) -> impl Future<Output = Result<Bytes>> + Send + use<> {
+        let shared = Arc::clone(self);
+        let mut numbers = chunk_numbers(&range);
+        let mut found = self.find(&blob, self.soon(&numbers), &on_disk);
+        async move {
+            let mut chunks = Vec::new();
+            while !numbers.is_empty() {
+                for found in found {
+                    shared.count(&found, numbers.next().map_or(0, |number| overlap(number, &range)));
+                    chunks.push(shared.chunk(&blob, found).await?);
+                }
+                found = shared.find(&blob, shared.soon(&numbers), &on_disk);
+            }
+            Ok(cut_out(&chunks, &range))
+        }
+    }
+
+    /// The first of these chunks, which come soon.
+    fn soon(&self, numbers: &Range<u64>) -> Range<u64> {
+        let most = (self.source.soon() / CHUNK).max(1);
+        numbers.start..numbers.end.min(numbers.start.saturating_add(most))
+    }
+
+    fn fetch_ahead(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>, on_disk: &Option<OnDisk>) {
+        let mut chunks = self.chunks();
+        let missing = self.missing(&chunks, blob, chunk_numbers(range), on_disk);
+        if missing.iter().map(run_cost).sum::<u64>() >= self.in_flight.available_permits() as u64 {
+            return;
+        }
+        for run in missing {
+            self.ask_for(&mut chunks, blob, run, true);
+        }
     }
 
     /// Runs of chunks that are neither kept, nor coming, nor on disk.
@@ -286,16 +296,16 @@ impl SharedState {
         &self,
         chunks: &Chunks,
         blob: &Descriptor,
-        range: &Range<u64>,
-        on_disk: &Option<(Arc<BlobFile>, Vec<bool>)>,
+        numbers: Range<u64>,
+        on_disk: &Option<OnDisk>,
     ) -> Vec<Range<u64>> {
-        let on_disk = on_disk.iter().flat_map(|(_, present)| present.iter().copied()).chain(std::iter::repeat(false));
-        let missing = chunk_numbers(range).zip(on_disk).filter(|(number, on_disk)| {
+        let missing = numbers.filter(|number| {
             let key = (self.space, blob.digest.clone(), *number);
+            let on_disk = on_disk.as_ref().is_some_and(|on_disk| on_disk.has(*number));
             !on_disk && !chunks.contains(&key) && !chunks.coming.contains_key(&key)
         });
         let mut runs: Vec<Range<u64>> = Vec::new();
-        for (number, _) in missing {
+        for number in missing {
             match runs.last_mut() {
                 Some(run) if run.end == number && number - run.start < self.longest => run.end += 1,
                 _ => runs.push(number..number + 1),
@@ -304,15 +314,13 @@ impl SharedState {
         runs
     }
 
-    /// Every chunk of `range`: kept, already coming, on disk, or asked for now, one request a run.
-    fn find(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>) -> Vec<Found> {
-        // Not while all others wait for the chunks in memory.
-        let on_disk = self.on_disk(blob, range);
+    /// Every one of these chunks: kept, already coming, on disk, or asked for now, one request a run.
+    fn find(self: &Arc<Self>, blob: &Descriptor, numbers: Range<u64>, on_disk: &Option<OnDisk>) -> Vec<Found> {
         let mut chunks = self.chunks();
-        for run in self.missing(&chunks, blob, range, &on_disk) {
+        for run in self.missing(&chunks, blob, numbers.clone(), on_disk) {
             self.ask_for(&mut chunks, blob, run, false);
         }
-        chunk_numbers(range)
+        numbers
             .filter_map(|number| {
                 let key = (self.space, blob.digest.clone(), number);
                 if let Some(chunk) = chunks.get(&key) {
@@ -325,29 +333,35 @@ impl SharedState {
                         }
                         Some(Found::Coming(coming.clone(), number))
                     }
-                    None => on_disk.as_ref().map(|(file, _)| Found::OnDisk(Arc::clone(file), number)),
+                    None => on_disk.as_ref().map(|on_disk| Found::OnDisk(Arc::clone(&on_disk.file), number)),
                 }
             })
             .collect()
     }
 
     async fn chunk(self: &Arc<Self>, blob: &Descriptor, found: Found) -> Result<Bytes> {
-        let (coming, number) = match found {
-            Found::Kept(chunk) => return Ok(chunk),
-            Found::Coming(coming, number) => (coming, number),
-            Found::OnDisk(file, number) => {
-                let range = number * CHUNK..((number + 1) * CHUNK).min(blob.size);
-                if let Some(chunk) = file.read(range) {
-                    return Ok(chunk);
-                }
-                // Evicted since it was found, or damaged.
-                let mut chunks = self.chunks();
-                let known = chunks.coming.get(&(self.space, blob.digest.clone(), number)).cloned();
-                (known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1, false)), number)
-            }
+        match found {
+            Found::Kept(chunk) => Ok(chunk),
+            Found::OnDisk(file, number) => self.chunk_of_disk(blob, file, number).await,
+            Found::Coming(coming, number) => coming.chunk(number).await,
+        }
+    }
+
+    /// A chunk that is neither kept nor on disk.
+    async fn fetched(self: &Arc<Self>, blob: &Descriptor, number: u64) -> Result<Bytes> {
+        let coming = {
+            let mut chunks = self.chunks();
+            let known = chunks.coming.get(&(self.space, blob.digest.clone(), number)).cloned();
+            known.unwrap_or_else(|| self.ask_for(&mut chunks, blob, number..number + 1, false))
         };
-        let run = coming.run.await?;
-        let place = usize::try_from(number.saturating_sub(coming.first)).unwrap_or(usize::MAX);
+        coming.chunk(number).await
+    }
+}
+
+impl Coming {
+    async fn chunk(self, number: u64) -> Result<Bytes> {
+        let run = self.run.await?;
+        let place = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
         Ok(run.get(place).cloned().unwrap_or_default())
     }
 }

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
+use tokio::sync::Semaphore;
 
 use super::blob_file::{BlobFile, GROUP, LARGEST};
 use super::eviction::{BLOBS, Bounds, Room};
 use super::own_file::is_read_only;
+use super::turns::Turns;
 use crate::oci::{Descriptor, Digest};
 
 /// Blobs held open at once, two files each: a process may have 1,024 (`ulimit -n`), connections included.
@@ -25,6 +27,14 @@ const SHARE_UNSEEN: u64 = 64;
 const REST: Duration = Duration::from_secs(30);
 /// Without writing, while all that is kept is being read.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Calls to the disk at once, and how long they may take before it is done without.
+const READS: usize = 16;
+const READ_PATIENCE: Duration = Duration::from_secs(1);
+const WRITES: usize = 4;
+/// Longer: making room is one call, and so is what a memory card takes.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// Whole blobs hashed at once.
+const HASHES: usize = 2;
 
 pub struct DiskCache {
     /// The whole cache folder; blobs are below `blobs`.
@@ -43,12 +53,20 @@ pub struct DiskCache {
     evicting: Mutex<()>,
     /// Until when nothing is written, after a refusal.
     resting: Mutex<Option<Instant>>,
+    /// All that blocks on the disk is called in one of these while somebody waits.
+    pub reads: Arc<Turns>,
+    pub writes: Arc<Turns>,
+    pub hashes: Semaphore,
 }
 
 impl DiskCache {
     /// `folder` need not be there yet. Nothing in it is looked at.
     pub fn new(folder: PathBuf, limit: u64, min_free: u64, unnamed: Arc<AtomicU64>) -> Self {
+        let name = folder.display().to_string();
         Self {
+            reads: Turns::new(name.clone(), READS, READ_PATIENCE),
+            writes: Turns::new(name, WRITES, WRITE_PATIENCE),
+            hashes: Semaphore::new(HASHES),
             folder,
             bounds: Bounds { limit, min_free },
             unnamed,
@@ -101,17 +119,22 @@ impl DiskCache {
         runs
     }
 
-    /// The blob in the folder, empty at first. `None`: it is done without.
-    pub fn blob(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
+    /// The blob, if that can be told without the disk: nothing inside is a blob that is done without.
+    pub fn at_hand(&self, blob: &Descriptor) -> Option<Option<Arc<BlobFile>>> {
         if blob.size == 0 || blob.size > LARGEST {
-            return None;
+            return Some(None);
         }
-        if let Some(file) = self.opened(&blob.digest) {
-            return (file.size() == blob.size).then_some(file);
+        self.opened(&blob.digest).map(|file| (file.size() == blob.size).then_some(file))
+    }
+
+    /// The blob in the folder, empty at first. `None`: it is done without. Blocks on the disk.
+    pub fn blob(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
+        if let Some(known) = self.at_hand(blob) {
+            return known;
         }
         let turn = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = self.opened(&blob.digest) {
-            return (file.size() == blob.size).then_some(file);
+        if let Some(known) = self.at_hand(blob) {
+            return known;
         }
         match BlobFile::open(&self.path(&blob.digest), blob.size) {
             Ok(file) => Some(self.hold_open(&blob.digest, file)),
@@ -146,7 +169,7 @@ impl DiskCache {
         file
     }
 
-    /// The blob if it is in the folder.
+    /// The blob if it is in the folder. Blocks on the disk.
     pub fn existing(&self, blob: &Descriptor) -> Option<Arc<BlobFile>> {
         let opened = self.opened(&blob.digest);
         let file = opened.or_else(|| BlobFile::open_existing(&self.path(&blob.digest)).map(Arc::new).ok())?;

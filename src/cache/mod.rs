@@ -15,6 +15,7 @@ mod manifests;
 mod own_file;
 mod small_files;
 mod survey;
+mod turns;
 mod upkeep;
 mod uploads;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use super::blob_file::{BlobFile, Damaged};
+use super::blob_file::{BlobFile, Missing};
 use super::eviction::{
     BLOBS, Bounds, LOCK, blobs_in, blocks, bytes_of, entries, lock, remove_unused, used_by, used_elsewhere,
 };
@@ -169,12 +169,12 @@ impl Upkeep {
         let chunks = blob.size.div_ceil(CHUNK);
         for chunk in 0..chunks {
             match file.check(chunk * CHUNK..((chunk + 1) * CHUNK).min(blob.size)) {
-                Ok(Some(bytes)) => {
+                Ok(bytes) => {
                     checked.chunks += 1;
                     whole.iter_mut().for_each(|hasher| hasher.update(&bytes));
                 }
-                Ok(None) => whole = None,
-                Err(Damaged(_)) => {
+                Err(Missing::NotHere | Missing::Unknown) => whole = None,
+                Err(Missing::Damaged(_)) => {
                     checked.chunks += 1;
                     checked.damaged += 1;
                     whole = None;

@@ -1,7 +1,9 @@
 //! `eo-mount attach REFERENCE FILE:TYPE…`: attaches files to an artifact.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use clap::Parser;
@@ -11,12 +13,12 @@ use super::failure::Failure;
 use super::interrupt::until_signal;
 use super::push;
 use crate::cache::Uploads;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Options, Repository};
-use crate::oci::{Digest, Referrer, RegistryReference};
-use crate::registry::Registry;
-use crate::transfer::list_by_tag;
-use crate::transfer::push::{Files, Moved, Push};
+use crate::oci::{Descriptor, Digest, LayoutReference, Reference, Referrer, RegistryReference};
+use crate::transfer::copy::to_layout;
+use crate::transfer::push::{Artifact, Files, Moved, Push};
+use crate::transfer::{LayoutWriter, list_by_tag};
 
 /// Files sent at once.
 const JOBS: usize = 8;
@@ -24,6 +26,7 @@ const JOBS: usize = 8;
 const EXAMPLES: &str = "\
 Examples:
   eo-mount attach ghcr.io/org/pastis:v1 signature.txt:text/plain --artifact-type application/vnd.org.signature.v1+text
+  eo-mount attach oci:pastis:v1 provenance.json:application/json --artifact-type application/vnd.in-toto+json
   eo-mount discover ghcr.io/org/pastis:v1          shows it
   cat /mnt/pastis/.oci/referrers/application_vnd.org.signature.v1+text/*/signature.txt";
 
@@ -31,7 +34,7 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Command {
-    /// What they are attached to
+    /// What they are attached to: a reference, or oci:DIR:TAG
     reference: String,
 
     /// Files, each with its media type
@@ -43,8 +46,12 @@ pub struct Command {
     artifact_type: String,
 
     /// Of its manifest; may be repeated
-    #[arg(short, long, value_name = "KEY=VALUE", value_parser = super::pack::field)]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = super::pack::field, conflicts_with = "annotation_file")]
     annotation: Vec<(String, String)>,
+
+    /// Of its manifest, config and files: JSON such as {"$manifest": {"KEY": "VALUE"}, "signature.txt": {}}
+    #[arg(long, value_name = "FILE")]
+    annotation_file: Option<PathBuf>,
 
     /// Take titles that lead out of the folder of whoever pulls: absolute paths, and those with ..
     #[arg(long)]
@@ -62,48 +69,80 @@ impl Command {
     async fn attach(&self) -> Result<(), Failure> {
         let options = self.common.options()?;
         let failed = |error: Error| Failure::artifact(&error);
-        let reference = push::registry_reference(&self.reference).map_err(failed)?;
         let repository = Repository::open(&self.reference, &options).map_err(failed)?;
-        let Some(registry) = repository.registry().cloned() else {
-            return Err(failed(Error::new(ErrorKind::Usage, "--offline", "nothing can be attached without a network")));
-        };
         let (subject, _) = repository.root(&options).await.map_err(failed)?;
         let layers = self.files.iter().map(|file| push::layer(file, self.disable_path_validation));
+        let mut layers: Vec<_> = layers.collect::<Result<_, _>>().map_err(failed)?;
+        let annotated = push::annotate(&mut layers, &self.annotation, self.annotation_file.as_deref());
+        let [annotations, config_annotations] = annotated.map_err(failed)?;
         let files = Files {
-            layers: layers.collect::<Result<_, _>>().map_err(failed)?,
+            layers,
             artifact_type: Some(self.artifact_type.clone()),
             subject: Some(subject.clone()),
-            annotations: self.annotation.iter().cloned().collect(),
+            annotations,
+            config_annotations,
             ..Files::default()
         };
-        let digest = send(&files, &subject.digest, &registry, &reference, &options).await?;
-        let RegistryReference { registry, repository, .. } = &reference;
-        match writeln!(io::stdout(), "{digest}\nattached to {registry}/{repository}@{}", subject.digest) {
+        let (digest, place) = send(&files, &subject, &self.reference, &repository, &options).await?;
+        match writeln!(io::stdout(), "{digest}\nattached to {place}@{}", subject.digest) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
             _ => Ok(()),
         }
     }
 }
 
-/// Sends what has a subject, and sees to it that it is found; the digest of its manifest.
+/// Attaches files to `subject`, in the place that `reference` names; the digest of their manifest, and that place.
 pub async fn send(
     files: &Files,
-    subject: &Digest,
-    registry: &Arc<Registry>,
-    reference: &RegistryReference,
+    subject: &Descriptor,
+    reference: &str,
+    repository: &Repository,
     options: &Options,
-) -> Result<Digest, Failure> {
+) -> Result<(Digest, String), Failure> {
     let failed = |error: Error| Failure::artifact(&error);
     let moved: Moved = Arc::new(|_| {});
     let artifact = files.read(JOBS, SystemTime::now(), &moved).await.map_err(failed)?;
+    let stop = Arc::default();
+    let place = match reference.parse().map_err(failed)? {
+        Reference::Registry(reference) => {
+            let attaching = in_registry(&reference, repository, options, &artifact, subject, &stop, &moved);
+            until_signal(&stop, attaching).await?.map_err(failed)?;
+            format!("{}/{}", reference.registry, reference.repository)
+        }
+        Reference::Layout(LayoutReference { directory, .. }) => {
+            let layout = LayoutWriter::open(&directory).map_err(failed)?;
+            let attaching = to_layout(&artifact, &layout, None, JOBS, &stop, &moved);
+            until_signal(&stop, attaching).await?.map_err(failed)?;
+            format!("oci:{}", directory.display())
+        }
+    };
+    Ok((artifact.root().digest.clone(), place))
+}
+
+async fn in_registry(
+    reference: &RegistryReference,
+    repository: &Repository,
+    options: &Options,
+    artifact: &Artifact,
+    subject: &Descriptor,
+    stop: &Arc<AtomicBool>,
+    moved: &Moved,
+) -> Result<()> {
+    let Some(registry) = repository.registry().cloned() else {
+        return Err(Error::new(ErrorKind::Usage, "--offline", "nothing can be attached without a network"));
+    };
     let root = artifact.root();
-    let referrer = Referrer::of_manifest(&root.bytes, &root.digest, subject)
-        .ok_or_else(|| failed(Error::new(ErrorKind::Io, &root.digest, "it would not be attached")))?;
-    let own = RegistryReference { tag: None, digest: Some(root.digest.clone()), ..reference.clone() };
-    let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
-    let (jobs, mount_from, stop) = (JOBS, Vec::new(), Arc::default());
-    let push = Push { registry: Arc::clone(registry), reference: own, jobs, mount_from, uploads, stop };
-    until_signal(&push.stop, push.run(&artifact, &moved)).await?.map_err(failed)?;
-    list_by_tag(registry, subject, &referrer, options.timeout).await.map_err(failed)?;
-    Ok(root.digest.clone())
+    let referrer = Referrer::of_manifest(&root.bytes, &root.digest, &subject.digest)
+        .ok_or_else(|| Error::new(ErrorKind::Io, &root.digest, "it would not be attached"))?;
+    let push = Push {
+        registry: Arc::clone(&registry),
+        reference: RegistryReference { tag: None, digest: Some(root.digest.clone()), ..reference.clone() },
+        jobs: JOBS,
+        mount_from: Vec::new(),
+        uploads: options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now()))),
+        stop: Arc::clone(stop),
+        timeout: options.timeout,
+    };
+    push.run(artifact, moved).await?;
+    list_by_tag(&registry, &subject.digest, &referrer, options.timeout).await
 }

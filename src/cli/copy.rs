@@ -25,7 +25,8 @@ const EXAMPLES: &str = "\
 Examples:
   eo-mount copy ghcr.io/org/pastis:v1 oci:pastis:v1                    onto this machine, with all manifests of an index
   eo-mount copy ghcr.io/org/pastis:v1 localhost:5000/pastis:v1         from registry to registry
-  eo-mount copy oci:pastis:v1 localhost:5000/pastis:v1                 as eo-mount push";
+  eo-mount copy oci:pastis:v1 localhost:5000/pastis:v1                 as eo-mount push
+  eo-mount copy -r ghcr.io/org/pastis:v1 oci:pastis:v1                 with signatures and whatever else is attached";
 
 /// Copy an artifact between registries and image layouts, byte for byte. Blobs that are there are not copied again; those
 /// in the cache folder are not fetched.
@@ -39,6 +40,10 @@ pub struct Command {
     /// A reference, or oci:DIR[:TAG]: a layout that is there, or a new one
     #[arg(value_name = "TO")]
     to: String,
+
+    /// Also what is attached to its manifests, such as signatures, and what is attached to that, and so on
+    #[arg(short, long)]
+    recursive: bool,
 
     /// Another repository of the registry that may have layers; may be repeated
     #[arg(long, value_name = "REPOSITORY")]
@@ -89,9 +94,11 @@ impl Command {
         {
             reading.access.login = None;
         }
-        let artifact = source(&from, &reading).await?;
+        // Without the cache folder: what was attached once is not taken for what is.
+        let repository = Repository::open(&self.from, &Options { cache_dir: None, ..reading.clone() })?;
+        let artifact = source(&from, &reading, self.recursive.then_some(&repository)).await?;
         // No blob is read before.
-        Repository::open(&self.from, &reading)?.check_signed(&artifact.root().digest, &reading).await?;
+        repository.check_signed(&artifact.root().digest, &reading).await?;
         progress::show_bytes(&bar, artifact.bytes());
         let jobs = self.jobs.into();
         let done = match to {
@@ -100,7 +107,9 @@ impl Command {
                 let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
                 let (reference, mount_from) = (reference.clone(), self.mount_from.clone());
                 let stop = Arc::clone(stop);
-                Push { registry, reference, jobs, mount_from, uploads, stop }.run(&artifact, &moved).await
+                Push { registry, reference, jobs, mount_from, uploads, stop, timeout: options.timeout }
+                    .run(&artifact, &moved)
+                    .await
             }
             Reference::Layout(LayoutReference { directory, tag, digest }) => {
                 if digest.as_ref().is_some_and(|digest| *digest != artifact.root().digest) {
@@ -116,9 +125,9 @@ impl Command {
     }
 }
 
-async fn source(from: &Reference, options: &Options) -> Result<Artifact> {
+async fn source(from: &Reference, options: &Options, attached_in: Option<&Repository>) -> Result<Artifact> {
     match from {
-        Reference::Layout(layout) => Artifact::in_layout(layout.clone()).await,
+        Reference::Layout(layout) => Artifact::in_layout(layout.clone(), attached_in).await,
         Reference::Registry(reference) => {
             let disk = options.cache_dir.as_deref().filter(|_| options.disk_cache).and_then(|path| {
                 let folder = CacheFolder::open(path, options.cache_size);
@@ -126,7 +135,7 @@ async fn source(from: &Reference, options: &Options) -> Result<Artifact> {
                 folder.ok()?.disk_cache(options.cache_min_free)
             });
             let registry = Arc::new(Registry::new(reference.clone(), &options.registry())?);
-            Artifact::in_registry(registry, &reference.to_string(), disk).await
+            Artifact::in_registry(registry, &reference.to_string(), disk, attached_in).await
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `eo-mount diff REFERENCE REFERENCE`: what differs between two artifacts, without fetching them.
+//! `eo-mount diff REFERENCE REFERENCE`: what differs between two artifacts.
 
 use std::io::{self, Write};
 
@@ -10,8 +10,8 @@ use super::failure::Failure;
 use super::show;
 use crate::error::Error;
 use crate::mount::Mount;
-use crate::oci::Descriptor;
-use crate::transfer::diff::{Change, Difference, LayerChange, Member, MemberChange, compare};
+use crate::oci::{Descriptor, Digest};
+use crate::transfer::diff::{Change, Depth, Difference, LayerChange, Member, MemberChange, compare};
 
 /// As diff(1) has it.
 const DIFFERENT: u8 = 1;
@@ -29,6 +29,10 @@ pub struct Command {
     /// Look into no layer
     #[arg(short, long)]
     brief: bool,
+
+    /// Read members that have the same size in both, and compare their SHA-256 [default: no content is fetched]
+    #[arg(long, conflicts_with = "brief")]
+    content: bool,
 
     /// Print one JSON object
     #[arg(long)]
@@ -48,7 +52,12 @@ impl Command {
         let failed = |error: Error| Failure::usage(&error);
         let old = Mount::open(&self.old, self.common.options()?).await.map_err(failed)?;
         let new = Mount::open(&self.new, self.common.options()?).await.map_err(failed)?;
-        let difference = compare(&old, &new, !self.brief).await.map_err(failed)?;
+        let depth = match (self.brief, self.content) {
+            (true, _) => Depth::Layers,
+            (_, true) => Depth::Content,
+            _ => Depth::Members,
+        };
+        let difference = compare(&old, &new, depth).await.map_err(failed)?;
         let mut out = io::stdout().lock();
         let printed = match self.json {
             true => writeln!(out, "{}", json_of(&difference)),
@@ -89,9 +98,10 @@ fn text(out: &mut impl Write, difference: &Difference) -> io::Result<()> {
 }
 
 fn describe(member: &Member) -> String {
-    let Member { kind, size, mtime, mode, target } = member;
+    let Member { kind, size, mtime, mode, target, digest } = member;
     let link = if target.is_empty() { String::new() } else { format!(" -> {}", show::escaped(target)) };
-    format!("{} {size} {}{link}", show::mode(*kind, *mode), show::rfc3339(*mtime, true))
+    let digest = digest.as_ref().map_or_else(String::new, |digest| format!(" {}", digest.short()));
+    format!("{} {size} {}{link}{digest}", show::mode(*kind, *mode), show::rfc3339(*mtime, true))
 }
 
 fn json_of(difference: &Difference) -> Value {
@@ -100,12 +110,13 @@ fn json_of(difference: &Difference) -> Value {
             .map(|blob| json!({ "digest": blob.digest.as_str(), "size": blob.size, "media_type": blob.media_type }))
     };
     let member = |member: &Option<Member>| {
-        member.as_ref().map(|Member { kind, size, mtime, mode, target }| {
+        member.as_ref().map(|Member { kind, size, mtime, mode, target, digest }| {
             json!({
                 "kind": show::kind(*kind),
                 "size": size,
                 "mtime": show::rfc3339(*mtime, true),
                 "mode": format!("{mode:04o}"),
+                "digest": digest.as_ref().map(Digest::as_str),
                 "link": Some(String::from_utf8_lossy(target)).filter(|target| !target.is_empty()),
             })
         })

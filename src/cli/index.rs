@@ -14,11 +14,9 @@ use tempfile::NamedTempFile;
 use super::attach;
 use super::common::Common;
 use super::failure::Failure;
-use super::push;
 use crate::cache::CacheFolder;
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Archive, Attachment, INDEX_TYPE, Mount, Options};
-use crate::oci::RegistryReference;
 use crate::transfer::push::{FileLayer, Files};
 
 /// Layers indexed at once.
@@ -79,9 +77,6 @@ impl Command {
 
     async fn index(&self) -> Result<(), Failure> {
         let options = self.common.options()?;
-        // Before anything is indexed in vain.
-        let reference = self.attach.then(|| push::registry_reference(&self.reference)).transpose();
-        let reference = reference.map_err(|error| Failure::usage(&error))?;
         let Some(folder) = &options.cache_dir else {
             let error = Error::new(ErrorKind::Usage, "index", "there is no cache folder to keep an index in");
             return Err(Failure::usage(&error.hint("give one with --cache-dir, or set HOME")));
@@ -123,8 +118,8 @@ impl Command {
             }
             bar.inc(1);
         }
-        if let Some(reference) = &reference {
-            summary.attached = self.attach(&mount, reference, &options, |text| bar.set_message(text)).await?;
+        if self.attach {
+            summary.attached = self.attach(&mount, &options, |text| bar.set_message(text)).await?;
         }
         bar.finish_and_clear();
         (summary.requests, summary.bytes) = (mount.traffic().requests, mount.traffic().bytes);
@@ -139,17 +134,8 @@ impl Command {
     }
 
     /// The digests of what was attached.
-    async fn attach(
-        &self,
-        mount: &Mount,
-        reference: &RegistryReference,
-        options: &Options,
-        tell: impl Fn(String),
-    ) -> Result<Vec<String>, Failure> {
+    async fn attach(&self, mount: &Mount, options: &Options, tell: impl Fn(String)) -> Result<Vec<String>, Failure> {
         let failed = |error: Error| Failure::artifact(&error);
-        let Some(registry) = mount.repository().registry() else {
-            return Err(failed(Error::new(ErrorKind::Usage, "--offline", "nothing can be attached without a network")));
-        };
         let attachments = mount.attachments(self.digests, tell).await.map_err(failed)?;
         if attachments.is_empty() {
             let error =
@@ -167,7 +153,7 @@ impl Command {
                 subject: Some(subject.clone()),
                 ..Files::default()
             };
-            let digest = attach::send(&files, &subject.digest, registry, reference, options).await?;
+            let (digest, _) = attach::send(&files, &subject, &self.reference, mount.repository(), options).await?;
             attached.push(digest.to_string());
         }
         Ok(attached)

@@ -12,9 +12,9 @@ use super::failure::Failure;
 use super::show;
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Mount, Resolved};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Referrer};
 
-/// Show the manifest, config and layers of an artifact, and how much of them is in the cache folder
+/// Show the manifest, config and layers of an artifact, how much of them is in the cache folder, and what is attached
 #[derive(Debug, Parser)]
 pub struct Command {
     /// As for a mount
@@ -44,6 +44,16 @@ struct Inspected<'a> {
     /// Of an index: what it lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     manifests: Vec<Part<'a>>,
+    /// Attached to the first of them; not there if that cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    referrers: Option<Vec<Attached<'a>>>,
+}
+
+#[derive(Serialize)]
+struct Attached<'a> {
+    #[serde(flatten)]
+    manifest: Blob<'a>,
+    artifact_type: &'a str,
 }
 
 #[derive(Serialize)]
@@ -92,6 +102,7 @@ impl Command {
         let mount = Mount::open(&self.reference, self.common.options()?).await;
         let mount = mount.map_err(|error| Failure::artifact(&error))?;
         let [root, others @ ..] = mount.manifests() else { return Ok(()) };
+        let referrers = if self.raw || self.config { None } else { referrers(&mount, root).await };
         let mut out = io::stdout().lock();
         let printed = if self.config {
             if root.manifest.config.is_none() {
@@ -103,7 +114,8 @@ impl Command {
             out.write_all(&root.bytes)
         } else {
             let manifests = others.iter().map(|part| part_of(&mount, part)).collect();
-            let inspected = Inspected { reference: &self.reference, root: part_of(&mount, root), manifests };
+            let referrers = referrers.as_ref().map(|all| all.iter().map(attached).collect());
+            let inspected = Inspected { reference: &self.reference, root: part_of(&mount, root), manifests, referrers };
             match self.json {
                 true => {
                     serde_json::to_writer(&mut out, &inspected).map_err(io::Error::from).and_then(|()| writeln!(out))
@@ -116,6 +128,25 @@ impl Command {
             _ => Ok(()),
         }
     }
+}
+
+/// What is attached is no reason to show nothing.
+async fn referrers(mount: &Mount, root: &Resolved) -> Option<Vec<Referrer>> {
+    match mount.repository().referrers(&root.descriptor.digest, None).await {
+        Ok(referrers) => Some(referrers),
+        Err(error) if error.is_of_the_network() => {
+            tracing::info!("{error}");
+            None
+        }
+        Err(error) => {
+            tracing::warn!("{error}");
+            None
+        }
+    }
+}
+
+fn attached(referrer: &Referrer) -> Attached<'_> {
+    Attached { manifest: blob(&referrer.descriptor), artifact_type: &referrer.artifact_type }
 }
 
 fn blob(blob: &Descriptor) -> Blob<'_> {
@@ -167,21 +198,41 @@ fn table(out: &mut impl Write, inspected: &Inspected<'_>) -> io::Result<()> {
                 "DIGEST", "SIZE", "CACHED", "MEDIA TYPE"
             )?;
             for layer in &part.layers {
-                let short: String = layer.blob.digest.chars().skip_while(|c| *c != ':').skip(1).take(12).collect();
+                let short = short(layer.blob.digest);
                 let (all, here) = (size(layer.blob.size), size(layer.cached));
                 let kind = show::escaped(layer.blob.media_type.as_bytes());
                 let title = layer.title.or(layer.path.as_deref()).unwrap_or("-");
                 let title = show::escaped(title.as_bytes());
                 writeln!(out, "{short:digest$}  {all:>bytes$}  {here:>cached$}  {kind:40}  {title}")?;
-                for (key, value) in layer.blob.annotations.iter().filter(|(key, _)| *key != crate::oci::TITLE) {
-                    let annotation = format!("{key}={value}");
-                    writeln!(out, "{:digest$}  {}", "", show::escaped(annotation.as_bytes()))?;
-                }
+                annotations(out, &layer.blob)?;
             }
             writeln!(out)?;
         }
     }
+    let Some(referrers) = &inspected.referrers else { return Ok(()) };
+    writeln!(out, "{:<14} {}", "Attached", referrers.len())?;
+    if !referrers.is_empty() {
+        writeln!(out, "\n{:12}  {:>10}  TYPE", "DIGEST", "SIZE")?;
+    }
+    for Attached { manifest, artifact_type } in referrers {
+        let (size, kind) = (size(manifest.size), show::escaped(artifact_type.as_bytes()));
+        writeln!(out, "{:12}  {size:>10}  {kind}", short(manifest.digest))?;
+        annotations(out, manifest)?;
+    }
     Ok(())
+}
+
+/// Under a digest, but for the title.
+fn annotations(out: &mut impl Write, blob: &Blob<'_>) -> io::Result<()> {
+    for (key, value) in blob.annotations.iter().filter(|(key, _)| *key != crate::oci::TITLE) {
+        let annotation = format!("{key}={value}");
+        writeln!(out, "{:12}  {}", "", show::escaped(annotation.as_bytes()))?;
+    }
+    Ok(())
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().skip_while(|c| *c != ':').skip(1).take(12).collect()
 }
 
 fn size(bytes: u64) -> String {

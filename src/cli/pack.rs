@@ -1,25 +1,33 @@
-//! `eo-mount pack DIR OUT`: makes an artifact from a folder.
+//! `eo-mount pack DIR OUT`: makes an artifact from a folder, in an image layout or a registry.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
+use std::time::SystemTime;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Handle;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::progress;
+use super::push::moved_in;
+use crate::cache::{CacheFolder, Uploads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{self, Mount};
-use crate::oci::{LayoutReference, Reference};
-use crate::transfer::pack::{Format, Grouping, Options, Packed, Plan, Work};
+use crate::oci::{LayoutReference, Reference, RegistryReference};
+use crate::registry::Registry;
+use crate::transfer::LayoutWriter;
+use crate::transfer::copy::to_layout;
+use crate::transfer::pack::{Format, Grouping, Options, Out, Packed, Plan, Sender, Work};
+use crate::transfer::push::{Moved, Push};
 
 /// What the published datasets are, and what the tag is when none is named.
 const ARTIFACT_TYPE: &str = "application/vnd.whatever.v1+tar";
@@ -28,12 +36,13 @@ const LATEST: &str = "latest";
 const EXAMPLES: &str = "\
 Examples:
   eo-mount pack patches oci:out:v1 --per-dir                       patches/10000 becomes the layer 10000.tar, and so on
+  eo-mount pack patches ghcr.io/org/pastis:v1 --per-dir            into a registry, each layer when it is made
   eo-mount pack patches oci:out:v1 --group tiles.csv               lines such as 10000,t30uxv: a layer t30uxv.tar
   eo-mount pack patches oci:out:v1 --group '^(t[0-9]+[a-z]+)_'     the layer's name is in those of the folders
   eo-mount pack patches oci:out:v1 --per-dir --format tar+zstd --metadata patches.geojson --field dataset=PASTIS-HD";
 
 /// Make an artifact from a folder: a tar layer for each sub-folder or group of them, config.json and manifest, in an
-/// OCI image layout. The same folder gives the same digests on any machine.
+/// OCI image layout or a registry. The same folder gives the same digests on any machine.
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Command {
@@ -41,8 +50,9 @@ pub struct Command {
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 
-    /// The image layout, made if it is not there
-    #[arg(value_name = "oci:DIR[:TAG]")]
+    /// The image layout, made if it is not there; or where in a registry: then no more is written to disk than the layers
+    /// that are made at once
+    #[arg(value_name = "oci:DIR[:TAG]|REGISTRY/REPOSITORY[:TAG]")]
     out: String,
 
     /// A layer for each sub-folder
@@ -100,7 +110,7 @@ struct Summary {
     /// Of the manifest.
     digest: String,
     layers: usize,
-    /// Of them, in the layout before.
+    /// Of them, there before.
     existed: usize,
     /// Of files that were read, and of layers.
     read: u64,
@@ -115,46 +125,26 @@ impl Command {
     async fn pack(&self) -> Result<(), Failure> {
         let failed = |error: Error| Failure::artifact(&error);
         let mut out = self.out().map_err(failed)?;
-        let options = self.options(out.clone()).map_err(failed)?;
+        let options = self.options(&out).map_err(failed)?;
         let mounting = self.common.options()?;
         let bar = progress::spinner("looking through the folder");
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut working = tokio::task::spawn_blocking({
-            let (bar, stop) = (bar.clone(), Arc::clone(&stop));
-            move || work(options, &bar, &stop)
-        });
-        let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-        let [mut interrupt, mut terminate] = match signals {
-            [Ok(interrupt), Ok(terminate)] => [interrupt, terminate],
-            [Err(error), _] | [_, Err(error)] => return Err(Failure::system("signals", error)),
-        };
-        let mut ended_by = None;
-        // Whoever writes removes what is unfinished.
-        let done = loop {
-            tokio::select! {
-                done = &mut working => break done,
-                _ = interrupt.recv() => ended_by = Some(SignalKind::interrupt()),
-                _ = terminate.recv() => ended_by = Some(SignalKind::terminate()),
-            }
-            stop.store(true, Ordering::Relaxed);
-        };
+        let stop = Arc::default();
+        let packed = until_signal(&stop, packed(options, &out, &mounting, &bar, &stop)).await;
         bar.finish_and_clear();
-        let (read, packed) = match (done, ended_by) {
-            (Ok(Ok(done)), _) => done,
-            (_, Some(signal)) => return Err(Failure::signal(signal.as_raw_value())),
-            (Ok(Err(error)), None) => return Err(failed(error)),
-            (Err(panic), None) => return Err(Failure::system("pack", panic)),
-        };
-        if self.format == Stored::TarGzip {
-            out.digest = Some(packed.manifest.clone());
-            index(&Reference::Layout(out).to_string(), mounting).await;
+        let (read, Packed { artifact, layers }) = packed?.map_err(failed)?;
+        let digest = &artifact.root().digest;
+        if let Reference::Layout(layout) = &mut out
+            && self.format == Stored::TarGzip
+        {
+            layout.digest = Some(digest.clone());
+            index(&out.to_string(), mounting).await;
         }
         let summary = Summary {
-            digest: packed.manifest.to_string(),
-            layers: packed.layers.len(),
-            existed: packed.layers.iter().filter(|layer| layer.existed).count(),
+            digest: digest.to_string(),
+            layers: layers.len(),
+            existed: layers.iter().filter(|layer| layer.existed).count(),
             read,
-            bytes: packed.layers.iter().map(|layer| layer.size).sum(),
+            bytes: layers.iter().map(|layer| layer.size).sum(),
         };
         match self.print(&summary) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
@@ -162,21 +152,34 @@ impl Command {
         }
     }
 
-    fn out(&self) -> Result<LayoutReference> {
+    fn out(&self) -> Result<Reference> {
         let wrong = |cause: &str| {
-            Error::new(ErrorKind::Usage, &self.out, cause).hint("write oci:DIRECTORY:TAG; eo-mount push sends it on")
+            let hint = "write oci:DIRECTORY:TAG for an image layout, REGISTRY/REPOSITORY:TAG for a registry";
+            Error::new(ErrorKind::Usage, &self.out, cause).hint(hint)
         };
-        match self.out.parse()? {
-            Reference::Registry(_) => Err(wrong("not a place in an image layout")),
-            Reference::Layout(LayoutReference { digest: Some(_), .. }) => Err(wrong("the digest is not known before")),
-            Reference::Layout(mut layout) => {
-                let tag = layout.tag.get_or_insert_with(|| LATEST.to_owned());
-                if is_tag(tag) { Ok(layout) } else { Err(wrong("a tag that registries do not take")) }
+        let out = match self.out.parse()? {
+            Reference::Registry(RegistryReference { digest: Some(_), .. })
+            | Reference::Layout(LayoutReference { digest: Some(_), .. }) => {
+                return Err(wrong("the digest is not known before"));
             }
+            // A folder's name without `oci:` would be sent to Docker Hub.
+            Reference::Registry(reference) if !self.out.starts_with(&format!("{}/", reference.registry)) => {
+                return Err(wrong("neither an image layout nor a registry"));
+            }
+            Reference::Layout(layout) => {
+                Reference::Layout(LayoutReference { tag: layout.tag.or_else(|| Some(LATEST.to_owned())), ..layout })
+            }
+            registry @ Reference::Registry(_) => registry,
+        };
+        match &out {
+            Reference::Layout(LayoutReference { tag: Some(tag), .. }) if !is_tag(tag) => {
+                Err(wrong("a tag that registries do not take"))
+            }
+            _ => Ok(out),
         }
     }
 
-    fn options(&self, out: LayoutReference) -> Result<Options> {
+    fn options(&self, out: &Reference) -> Result<Options> {
         let mut fields = Map::new();
         for (key, value) in &self.fields {
             if fields.insert(key.clone(), Value::String(value.clone())).is_some() {
@@ -185,7 +188,10 @@ impl Command {
         }
         Ok(Options {
             folder: self.folder.clone(),
-            out,
+            out: match out {
+                Reference::Layout(layout) => Some(layout.directory.clone()),
+                Reference::Registry(_) => None,
+            },
             grouping: self.group.as_deref().map_or(Ok(Grouping::PerFolder), Grouping::parse)?,
             format: match self.format {
                 Stored::Tar => Format::Tar,
@@ -208,16 +214,76 @@ impl Command {
         }
         let Summary { digest, layers, existed, read, bytes } = summary;
         let size = |bytes: u64| ByteSize::b(bytes).display().si();
-        writeln!(out, "{layers} layers of {}, from {} of files; {existed} were here", size(*bytes), size(*read))?;
+        writeln!(out, "{layers} layers of {}, from {} of files; {existed} were there", size(*bytes), size(*read))?;
         writeln!(out, "{digest}")
     }
 }
 
-fn work(options: Options, bar: &ProgressBar, stop: &AtomicBool) -> Result<(u64, Packed)> {
-    let plan = Plan::new(options, stop)?;
-    progress::show_bytes(bar, plan.bytes());
-    let packed = plan.write(&Work { stop, progress: &|bytes| bar.inc(bytes) })?;
-    Ok((plan.bytes(), packed))
+/// With the bytes of all files.
+async fn packed(
+    options: Options,
+    out: &Reference,
+    mounting: &mount::Options,
+    bar: &ProgressBar,
+    stop: &Arc<AtomicBool>,
+) -> Result<(u64, Packed)> {
+    let jobs = options.jobs;
+    let looking = Arc::clone(stop);
+    let plan = blocking(move || Plan::new(options, &looking)).await?;
+    let (read, moved) = (plan.bytes(), moved_in(bar));
+    let out = Arc::new((place(out, mounting, jobs, stop, &moved).await?, out.clone()));
+    // Each byte is read, and sent.
+    progress::show_bytes(bar, if matches!(out.0, Out::Registry(_)) { read.saturating_mul(2) } else { read });
+    let packed = blocking({
+        let (out, bar, stop) = (Arc::clone(&out), bar.clone(), Arc::clone(stop));
+        move || plan.write(&out.0, &Work { stop: &stop, progress: &|bytes| bar.inc(bytes) })
+    })
+    .await?;
+    match &*out {
+        (Out::Layout(layout), Reference::Layout(LayoutReference { tag, .. })) => {
+            to_layout(&packed.artifact, layout, tag.as_deref(), jobs, stop, &moved).await?;
+        }
+        (Out::Registry(sender), _) => drop(sender.push.run(&packed.artifact, &moved).await?),
+        _ => {}
+    }
+    Ok((read, packed))
+}
+
+async fn place(
+    out: &Reference,
+    options: &mount::Options,
+    jobs: usize,
+    stop: &Arc<AtomicBool>,
+    moved: &Moved,
+) -> Result<Out> {
+    let reference = match out {
+        Reference::Registry(reference) => reference.clone(),
+        Reference::Layout(LayoutReference { directory, .. }) => {
+            let directory = directory.clone();
+            return blocking(move || Ok(Out::Layout(LayoutWriter::open(&directory)?))).await;
+        }
+    };
+    if options.offline {
+        return Err(Error::new(ErrorKind::Usage, "--offline", "nothing can be pushed without a network"));
+    }
+    let cache_dir = options.cache_dir.as_deref();
+    let push = Push {
+        registry: Arc::new(Registry::new(reference.clone(), &options.registry())?),
+        reference,
+        jobs,
+        mount_from: Vec::new(),
+        uploads: cache_dir.map(|path| Arc::new(Uploads::new(path, SystemTime::now()))),
+        stop: Arc::clone(stop),
+        timeout: options.timeout,
+    };
+    let folder = cache_dir.map(|path| CacheFolder::open(path, options.cache_size)).transpose()?;
+    let sender = Sender { push, folder, runtime: Handle::current(), moved: Arc::clone(moved) };
+    Ok(Out::Registry(Box::new(sender)))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, "pack", panic)))
 }
 
 /// gzip says nothing of what is where: the pass that a mount would make is made now, and kept by digest.

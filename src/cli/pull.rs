@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::progress;
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Failed, Mount};
-use crate::oci::Reference;
+use crate::oci::{Descriptor, Reference};
 use crate::transfer::pull::{self, Item, There};
 use crate::transfer::{Size, size_of};
 
@@ -79,6 +79,9 @@ struct Summary {
     reference: String,
     /// Of the manifest.
     digest: String,
+    /// Bytes of all manifests, which a dry run fetches, too.
+    manifests: u64,
+    /// For an image layout, all blobs.
     layers: Vec<LayerJson>,
     /// Paths of what is wanted of layers; folders with all that is below.
     files: Vec<String>,
@@ -131,17 +134,24 @@ impl Command {
             devices: self.devices,
         };
         let layers: Vec<usize> = chosen.layers.iter().copied().collect();
-        let items = match self.to_oci_layout {
-            true => layers.iter().map(|number| blob_item(&mount, *number)).collect(),
-            false => pull::items(&mount, &layers, &pulling).await,
-        }
-        .map_err(failed)?;
+        let artifact = match self.to_oci_layout {
+            true => Some(pull::artifact(&mount).await.map_err(failed)?),
+            false => None,
+        };
+        let items = match &artifact {
+            Some(artifact) => artifact.blobs.iter().map(blob_item).collect(),
+            None => pull::items(&mount, &layers, &pulling).await.map_err(failed)?,
+        };
         let look = |item: &Item| match self.to_oci_layout {
             true => pull::look_in_layout(&mount, &self.output, &item.blob),
             false => item.look(&mount, &pulling),
         };
         let there: Vec<There> = tokio::task::block_in_place(|| items.iter().map(look).collect());
         let mut summary = self.summary(&mount, &items, &there);
+        summary.manifests = match &artifact {
+            Some(artifact) => artifact.levels.iter().flatten().map(|manifest| manifest.bytes.len() as u64).sum(),
+            None => mount.manifests().iter().map(|part| part.bytes.len() as u64).sum(),
+        };
         for member in &chosen.members {
             let Size { bytes, in_cache } = size_of(&mount, member).await.map_err(failed)?;
             summary.files.push(String::from_utf8_lossy(&member.path).into_owned());
@@ -153,9 +163,18 @@ impl Command {
         if !self.dry_run {
             progress::show_bytes(&bar, summary.bytes);
             let progress = |bytes| bar.inc(bytes);
-            let pulled = match self.to_oci_layout {
-                true => pull::to_layout(&mount, &self.output, self.tag().as_deref(), &progress).await,
-                false => pull::pull(&mount, &items, &chosen.members, &pulling, &progress).await,
+            let (finished, missing): (Vec<_>, Vec<_>) = items.iter().zip(&there).partition(|(_, there)| there.finished);
+            finished.iter().for_each(|(item, _)| progress(item.blob.size));
+            let pulled = match &artifact {
+                Some(artifact) => {
+                    let there = finished.iter().map(|(item, _)| item.blob.digest.clone()).collect();
+                    let tag = self.tag();
+                    pull::to_layout(&mount, artifact, &there, &self.output, tag.as_deref(), &progress).await
+                }
+                None => {
+                    let missing: Vec<&Item> = missing.into_iter().map(|(item, _)| item).collect();
+                    pull::pull(&mount, &missing, &chosen.members, &pulling, &progress).await
+                }
             };
             failures.extend(pulled.map_err(failed)?);
         }
@@ -186,6 +205,7 @@ impl Command {
         Summary {
             reference: self.reference.clone(),
             digest: mount.manifests().first().map(|part| part.descriptor.digest.to_string()).unwrap_or_default(),
+            manifests: 0,
             layers,
             bytes,
             in_folder,
@@ -217,10 +237,11 @@ impl Command {
         }
         let Summary { layers, bytes, in_folder, in_cache, missing, .. } = summary;
         let shown = |bytes: u64| ByteSize::b(bytes).display().si();
+        let what = if self.to_oci_layout { "blobs" } else { "layers" };
         let verb = if self.dry_run { "to fetch" } else { "fetched" };
         writeln!(
             out,
-            "{} layers, {}: {} in {} before, {} in the cache, {} {verb}",
+            "{} {what}, {}: {} in {} before, {} in the cache, {} {verb}",
             layers.len(),
             shown(*bytes),
             shown(*in_folder),
@@ -231,9 +252,8 @@ impl Command {
     }
 }
 
-fn blob_item(mount: &Mount, number: usize) -> Result<Item, Error> {
-    let blob = mount.blob_of_layer(number)?.clone();
-    Ok(Item { path: blob.digest.to_string().into(), blob, tree: None })
+fn blob_item(blob: &Descriptor) -> Item {
+    Item { path: blob.digest.to_string().into(), blob: blob.clone(), tree: None }
 }
 
 /// Tells of each failure, and keeps it for programs.

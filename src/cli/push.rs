@@ -111,6 +111,9 @@ pub struct Summary {
     /// Of the manifest.
     digest: String,
     blobs: Vec<BlobJson>,
+    /// Digests of the manifests that went along because they are attached.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attached: Vec<String>,
     /// Bytes of the blobs that were sent.
     sent: u64,
 }
@@ -144,7 +147,7 @@ impl Command {
         let uploads = options.cache_dir.as_deref().map(|path| Arc::new(Uploads::new(path, SystemTime::now())));
         let bar = progress::spinner("reading what is to be pushed");
         let artifact = match source {
-            Source::Layout(layout) => Artifact::in_layout(layout).await,
+            Source::Layout(layout) => Artifact::in_layout(layout, None).await,
             Source::Files(files) => {
                 let bar = bar.clone();
                 let moved: Moved = Arc::new(move |bytes| bar.inc(bytes.unsigned_abs()));
@@ -161,6 +164,7 @@ impl Command {
             mount_from: self.mount_from.clone(),
             uploads,
             stop: Arc::default(),
+            timeout: options.timeout,
         };
         let pushed = until_signal(&push.stop, push.run(&artifact, &moved)).await;
         bar.finish_and_clear();
@@ -248,20 +252,8 @@ impl Command {
     }
 
     fn files_of(&self, mut layers: Vec<FileLayer>, config: Option<(PathBuf, String)>) -> Result<Files> {
-        let mut given = self.annotation_file.as_deref().map_or_else(|| Ok(BTreeMap::new()), read_annotations)?;
-        let mut annotations = given.remove("$manifest").unwrap_or_default();
-        for (key, value) in &self.annotation {
-            if annotations.insert(key.clone(), value.clone()).is_some() {
-                return Err(Error::new(ErrorKind::Usage, key, "this annotation is given twice"));
-            }
-        }
-        let config_annotations = given.remove("$config").unwrap_or_default();
-        for layer in &mut layers {
-            layer.annotations = given.remove(&layer.title).unwrap_or_default();
-        }
-        if let Some(name) = given.keys().next() {
-            tracing::warn!("{}: annotations of no file that is pushed", crate::error::printable(name));
-        }
+        let [annotations, config_annotations] =
+            annotate(&mut layers, &self.annotation, self.annotation_file.as_deref())?;
         let config = match &self.config {
             Some(text) => {
                 file_and_type(text, UNKNOWN_CONFIG).map(|(path, kind)| Some((path.into(), kind.to_owned())))?
@@ -277,6 +269,29 @@ impl Command {
             annotations,
         })
     }
+}
+
+/// What `--annotation` and `--annotation-file` give to layers, and what to manifest and config.
+pub fn annotate(
+    layers: &mut [FileLayer],
+    annotation: &[(String, String)],
+    file: Option<&Path>,
+) -> Result<[BTreeMap<String, String>; 2]> {
+    let mut given = file.map_or_else(|| Ok(BTreeMap::new()), read_annotations)?;
+    let mut annotations = given.remove("$manifest").unwrap_or_default();
+    for (key, value) in annotation {
+        if annotations.insert(key.clone(), value.clone()).is_some() {
+            return Err(Error::new(ErrorKind::Usage, key, "this annotation is given twice"));
+        }
+    }
+    let config_annotations = given.remove("$config").unwrap_or_default();
+    for layer in layers {
+        layer.annotations = given.remove(&layer.title).unwrap_or_default();
+    }
+    if let Some(name) = given.keys().next() {
+        tracing::warn!("{}: annotations of no file that is pushed", crate::error::printable(name));
+    }
+    Ok([annotations, config_annotations])
 }
 
 pub fn moved_in(bar: &ProgressBar) -> Moved {
@@ -356,6 +371,7 @@ impl Summary {
             reference: reference.to_string(),
             digest: pushed.digest.to_string(),
             sent: pushed.blobs.iter().map(sent).sum(),
+            attached: pushed.attached.iter().map(ToString::to_string).collect(),
             blobs: pushed
                 .blobs
                 .into_iter()
@@ -393,6 +409,9 @@ impl Summary {
             self.blobs.len() - existed,
             self.blobs.len()
         )?;
+        if !self.attached.is_empty() {
+            writeln!(out, "{} attached manifests went along", self.attached.len())?;
+        }
         writeln!(out, "{}", self.digest)?;
         out.flush()
     }

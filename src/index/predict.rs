@@ -127,7 +127,9 @@ impl Predictor {
                     habit.header
                 }
             };
-            let header = at..at.saturating_add(length).min(self.blob_size);
+            let rest = self.blob_size.saturating_sub(at);
+            // What may be the archive's end is seen in one look.
+            let header = at..at.saturating_add(if rest <= TAIL { rest } else { length.min(rest) });
             self.expected.push_back(Expected { header, guessed: self.guessing });
             self.guessing = true;
         }

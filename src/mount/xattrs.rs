@@ -45,15 +45,18 @@ impl Mount {
                 xattrs
             }
             Place::Node(id) => match self.tree.node(id) {
-                Some(Node::Layer(number) | Node::LayerFile(number)) => self.layer_xattrs(number)?,
+                Some(Node::Layer(number) | Node::LayerFile(number)) => self.layer_xattrs(number).await?,
                 Some(Node::Manifest(number)) => self.manifest_xattrs(number)?,
                 Some(Node::Config(number)) => {
                     self.manifest(number)?.manifest.config.as_ref().map_or_else(Vec::new, described)
                 }
                 Some(Node::Directory | Node::Blob(_)) | None => Vec::new(),
             },
-            Place::Oci(number) => self.oci_view()?.blob(number)?.map_or_else(Vec::new, |blob| self.blob_xattrs(&blob)),
-            Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer)?,
+            Place::Oci(number) => match self.oci_view()?.blob(number)? {
+                Some(blob) => self.blob_xattrs(&blob).await,
+                None => Vec::new(),
+            },
+            Place::Entry { layer, entry: LayerIndex::ROOT } => self.layer_xattrs(layer).await?,
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
                 let xattrs = contents.index.xattrs(entry);
@@ -61,10 +64,12 @@ impl Mount {
                 if contents.index.entry(entry).is_some_and(|entry| entry.kind == Kind::File) {
                     xattrs.retain(|(name, _)| !name.starts_with(b"user.eo."));
                     let blob = &self.layer(layer)?.descriptor;
-                    let plain = Some(entry).filter(|_| contents.is_plain(&self.sources));
-                    let ranges: Vec<_> = plain.into_iter().flat_map(|entry| contents.data_ranges(entry)).collect();
-                    xattrs.push(self.verified(blob, &ranges));
-                    xattrs.extend(self.cached_of_file(&contents, entry));
+                    let ranges = self.ranges_of_blob(&contents, entry);
+                    let is_right = self.are_right(blob, &ranges);
+                    let (cached_bytes, is_checked) = self.sources.chunks.kept_on_disk(blob, ranges).await;
+                    xattrs.push(verified(is_checked, is_right));
+                    // Of a compressed layer the blob is kept, and no bytes of it are a file's.
+                    xattrs.extend(contents.is_plain(&self.sources).then(|| cached(cached_bytes)));
                 }
                 xattrs
             }
@@ -104,50 +109,38 @@ impl Mount {
         Ok(xattrs)
     }
 
-    fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
+    async fn layer_xattrs(&self, number: usize) -> Result<Vec<Xattr>> {
         let layer = self.layer(number)?;
-        let mut xattrs = self.blob_xattrs(&layer.descriptor);
+        let mut xattrs = self.blob_xattrs(&layer.descriptor).await;
         if let Some(error) = layer.error() {
             xattrs.push((b"user.eo.error".to_vec(), error.to_string().into()));
         }
         Ok(xattrs)
     }
 
-    fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
+    async fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
         let mut xattrs = described(blob);
-        xattrs.push(self.verified(blob, std::slice::from_ref(&(0..blob.size))));
-        xattrs.push(cached(self.sources.chunks.cached_bytes(blob, &(0..blob.size))));
+        let all: Vec<_> = std::iter::once(0..blob.size).collect();
+        let is_right = self.are_right(blob, &all);
+        let (cached_bytes, is_checked) = self.sources.chunks.kept_on_disk(blob, all).await;
+        xattrs.extend([verified(is_checked, is_right), cached(cached_bytes)]);
         xattrs
     }
 
-    /// Whether all of the blob was seen to have its digest, or all chunks of these ranges those of an index that the user trusts.
-    fn verified(&self, blob: &Descriptor, ranges: &[Range<u64>]) -> Xattr {
+    /// Whether all chunks of these ranges have come with the digests of an index that the user trusts.
+    fn are_right(&self, blob: &Descriptor, ranges: &[Range<u64>]) -> bool {
         let is_right = |digested: &Digested| ranges.iter().all(|range| digested.is_right(&blob.digest, range));
-        let how = match &self.digested {
-            _ if self.sources.chunks.is_verified(blob) => "blob",
-            Some(digested) if !ranges.is_empty() && is_right(digested) => "chunk",
-            _ => "unverified",
-        };
-        (b"user.eo.verified".to_vec(), how.into())
+        !ranges.is_empty() && self.digested.as_deref().is_some_and(is_right)
     }
 
-    /// Of a compressed layer the blob is kept, and no bytes of it are a file's.
-    fn cached_of_file(&self, contents: &Contents, file: EntryId) -> Option<Xattr> {
-        if !contents.is_plain(&self.sources) {
-            return None;
-        }
-        let ranges = contents.data_ranges(file);
-        Some(cached(ranges.map(|range| self.sources.chunks.cached_bytes(&contents.blob, &range)).sum()))
-    }
-}
-
-impl Contents {
-    /// Of the blob.
-    fn data_ranges(&self, file: EntryId) -> impl Iterator<Item = Range<u64>> {
-        self.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {
+    /// Ranges of the layer's blob that are a file's bytes.
+    fn ranges_of_blob(&self, contents: &Contents, file: EntryId) -> Vec<Range<u64>> {
+        let segments = contents.index.segments(file, 0..u64::MAX).filter(|_| contents.is_plain(&self.sources));
+        let data = segments.filter_map(|segment| match segment {
             Segment::Data(range) => Some(range),
             Segment::Hole(_) => None,
-        })
+        });
+        data.collect()
     }
 }
 
@@ -161,6 +154,16 @@ fn described(descriptor: &Descriptor) -> Vec<Xattr> {
         xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
     }
     xattrs
+}
+
+/// `blob`: all of the blob was seen to have its digest. `chunk`: see [`Mount::are_right`].
+fn verified(is_checked: bool, is_right: bool) -> Xattr {
+    let how: &[u8] = match (is_checked, is_right) {
+        (true, _) => b"blob",
+        (false, true) => b"chunk",
+        (false, false) => b"unverified",
+    };
+    (b"user.eo.verified".to_vec(), how.into())
 }
 
 /// Bytes that are in the cache folder.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::bandwidth::Pace;
 use super::connections::Connections;
 use super::endpoint::Endpoint;
 use super::mirrors::places;
@@ -62,6 +63,7 @@ pub struct Registry {
     pub(super) reference: RegistryReference,
     pub(super) timeout: Duration,
     pub(super) traffic: Arc<Traffic>,
+    pub(super) pace: Pace,
     pub(super) connections: Connections,
     pub(super) require_ranges: bool,
     /// Told when a host that was silent answers again.
@@ -94,6 +96,7 @@ impl Registry {
         Ok(Self {
             timeout: options.timeout,
             traffic,
+            pace: Pace::default(),
             connections: Connections::new(connections),
             require_ranges: options.require_ranges,
             back,

@@ -17,9 +17,16 @@ use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
 
+/// What takes this part of the timeout comes soon: a read has half of it, and is not alone.
+const SOON: u32 = 8;
+
 impl BlobSource for Registry {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         self.read_range(blob, range).boxed()
+    }
+
+    fn soon(&self) -> u64 {
+        self.pace.bytes_in(self.timeout / SOON)
     }
 }
 
@@ -97,6 +104,7 @@ impl Registry {
         let object = blob.digest.as_str();
         let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
         let _connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
+        let _awaited = self.pace.awaited();
         let headers =
             HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
         let answer = endpoint.blob(&blob.digest, headers).await?;
@@ -120,6 +128,7 @@ impl Registry {
                 None => return Err(Failure::Passing { error: ended_early(blob), not_before: None }),
             };
             self.traffic.received(piece.len()).await;
+            self.pace.received(piece.len());
             let missing = length.saturating_sub(received.len());
             received.extend_from_slice(piece.get(..missing).unwrap_or(&piece));
         }

@@ -77,13 +77,13 @@ impl Streams {
     pub async fn read(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Result<Bytes, Failure>> {
         let stream = self.streams().get(&blob.digest).cloned()?;
         // What has passed already is in the cache, if it has room.
-        let kept = || self.cache().and_then(|cache| cache.kept(blob, range));
-        if let Some(bytes) = kept() {
+        let kept = async || self.cache()?.kept(blob, range).await;
+        if let Some(bytes) = kept().await {
             return Some(Ok(bytes));
         }
         match stream.wait_for(blob, range) {
             Some(answer) => Some(answer.await.unwrap_or_else(|_| Err(broken(blob)))),
-            None => Some(kept().ok_or_else(|| Failure::Passing { error: passed(blob), not_before: None })),
+            None => Some(kept().await.ok_or_else(|| Failure::Passing { error: passed(blob), not_before: None })),
         }
     }
 

@@ -1,23 +1,47 @@
 //! Fills an image layout with an artifact, from wherever it is. Into a registry it is pushed.
 
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-use serde_json::json;
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::task::block_in_place;
 
 use super::LayoutWriter;
-use super::push::{Artifact, Moved, Pushed, State};
+use super::fetch::{Origin, PIECES, Place, fetch};
+use super::folder::{Folder, failed};
+use super::push::{Artifact, Moved, Pushed, State, Stored};
+use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Document, Referrer};
 
-/// Bytes that are read at once, and how many such pieces of a blob.
-const PIECE: u64 = 1 << 20;
-const AT_ONCE: usize = 4;
+/// A source that ends when it is told to.
+struct Stoppable<'a> {
+    source: Arc<dyn BlobSource>,
+    stop: &'a AtomicBool,
+}
 
-/// Blobs, manifests, then the tag. `jobs`: blobs at once. `stop`: whether to end before the next piece.
+impl BlobSource for Stoppable<'_> {
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+        if self.stop.load(Ordering::Relaxed) {
+            let error = Error::new(ErrorKind::Io, &blob.digest, "interrupted");
+            return ready(Err(error.hint("copy again: it goes on from here"))).boxed();
+        }
+        self.source.read(blob, range)
+    }
+}
+
+/// Blobs, manifests, then the tag. `jobs`: blobs at once. `stop`: whether to end before the next piece. A blob of the
+/// right size is taken for the one that its name tells.
 ///
 /// # Errors
-/// The first; blobs that are whole by then stay there.
+/// The first; what is there by then is gone on with by the next call.
 pub async fn to_layout(
     artifact: &Artifact,
     layout: &LayoutWriter,
@@ -26,47 +50,59 @@ pub async fn to_layout(
     stop: &AtomicBool,
     moved: &Moved,
 ) -> Result<Pushed> {
+    let source = Stoppable { source: Arc::clone(&artifact.source), stop };
+    let origin = Origin { source: &source, mount: None };
+    let window = Semaphore::new(PIECES);
     let blobs = stream::iter(&artifact.blobs)
-        .map(async |blob| Ok::<_, Error>((blob.clone(), bring(artifact, layout, blob, stop, moved).await?)))
+        .map(async |blob| {
+            if layout.has(&blob.digest, blob.size) {
+                moved(blob.size.cast_signed());
+                return Ok((blob.clone(), State::Exists));
+            }
+            let place = block_in_place(|| place(layout.directory(), blob))?;
+            fetch(origin, blob, &place, &window, &|bytes| moved(bytes.cast_signed())).await?;
+            Ok::<_, Error>((blob.clone(), State::Sent))
+        })
         .buffered(jobs)
         .try_collect()
         .await?;
-    let root = artifact.root().clone();
-    let manifests: Vec<_> = artifact.levels.iter().rev().flatten().cloned().collect();
-    let (layout, tag, entry) = (layout.clone(), tag.map(str::to_owned), root.clone());
-    tokio::task::spawn_blocking(move || {
-        for manifest in manifests {
-            layout.put_as(&manifest.digest, &manifest.bytes)?;
-        }
-        let size = entry.bytes.len();
-        let entry = json!({"mediaType": entry.media_type, "digest": entry.digest.as_str(), "size": size});
-        layout.tag(entry, tag.as_deref())
-    })
-    .await
-    .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &root.digest, panic)))?;
-    Ok(Pushed { digest: root.digest, blobs })
+    conclude(artifact, layout, tag).await?;
+    Ok(Pushed { digest: artifact.root().digest.clone(), blobs, attached: artifact.attached_digests() })
 }
 
-async fn bring(
-    artifact: &Artifact,
-    layout: &LayoutWriter,
-    blob: &Descriptor,
-    stop: &AtomicBool,
-    moved: &Moved,
-) -> Result<State> {
-    let pieces = stream::iter((0..blob.size).step_by(PIECE as usize))
-        .map(async |start| artifact.source.read(blob, start..start.saturating_add(PIECE).min(blob.size)).await)
-        .buffered(AT_ONCE)
-        .map(|piece| match stop.load(Ordering::Relaxed) {
-            true => Err(Error::new(ErrorKind::Io, &blob.digest, "interrupted").hint("copy again: whole blobs stay")),
-            false => piece,
-        })
-        .inspect_ok(|piece| moved(piece.len() as i64));
-    match layout.copy(blob, pieces).await?.existed {
-        true => {
-            moved(blob.size.cast_signed());
-            Ok(State::Exists)
+/// Where a blob lies in a layout. Blocks on the disk.
+pub fn place(layout: &Path, blob: &Descriptor) -> Result<Place> {
+    let folder = layout.join("blobs").join(blob.digest.algorithm());
+    let folder = Folder::open(&folder).map_err(|error| failed(&folder, &error))?;
+    Ok(Place { folder, name: OsStr::new(blob.digest.hex()).to_owned(), keep: false })
+}
+
+/// When all blobs are there: manifests, and what tells of them.
+pub async fn conclude(artifact: &Artifact, layout: &LayoutWriter, tag: Option<&str>) -> Result<()> {
+    let root = artifact.root();
+    let manifests: Vec<_> = artifact.levels.iter().rev().flatten().cloned().collect();
+    let entry = entry(root)?;
+    let attached: Vec<_> = artifact.attached.iter().map(|(_, referrer)| referrer.to_json()).collect();
+    let (layout, tag) = (layout.clone(), tag.map(str::to_owned));
+    tokio::task::spawn_blocking(move || {
+        for manifest in manifests {
+            layout.put(&manifest.digest, &manifest.bytes)?;
         }
-        false => Ok(State::Sent),
-    }
+        let attached = attached.into_iter().map(|entry| (entry, None));
+        layout.list(attached.chain([(entry, tag.as_deref())]).collect())
+    })
+    .await
+    .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &root.digest, panic)))
+}
+
+/// As oras lists a manifest: with its type and annotations.
+fn entry(manifest: &Stored) -> Result<Value> {
+    let Stored { digest, media_type, bytes } = manifest;
+    let (artifact_type, annotations) = match Document::parse(bytes, digest.as_str())? {
+        Document::Index(index) => (index.artifact_type, index.annotations),
+        Document::Manifest(manifest) => (manifest.artifact_type, manifest.annotations),
+    };
+    let descriptor =
+        Descriptor { digest: digest.clone(), size: bytes.len() as u64, media_type: media_type.clone(), annotations };
+    Ok(Referrer { descriptor, artifact_type: artifact_type.unwrap_or_default() }.to_json())
 }

@@ -5,9 +5,22 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Ino, Kind, Mount};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Digest, Hasher};
+
+/// Bytes of a member that are read at once.
+const PIECE: u32 = 1 << 20;
+
+/// How much is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    Layers,
+    /// What is in layers that differ, without its content.
+    Members,
+    /// And the content of members that have the same size in both.
+    Content,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,7 +47,7 @@ pub struct MemberChange {
     pub new: Option<Member>,
 }
 
-/// What is compared: content is not, for that would be to fetch it.
+/// What is compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     pub kind: Kind,
@@ -44,6 +57,8 @@ pub struct Member {
     pub mode: u16,
     /// Of a symbolic link.
     pub target: Vec<u8>,
+    /// Of the content, where that is known: of a layer that is a file, or was read to be compared.
+    pub digest: Option<Digest>,
 }
 
 #[derive(Debug, Default)]
@@ -61,8 +76,8 @@ impl Difference {
     }
 }
 
-/// `members`: layers that are in both under one name, and differ, are looked into.
-pub async fn compare(old: &Mount, new: &Mount, members: bool) -> Result<Difference> {
+/// Layers that are in both under one name, and differ, are looked into as deep as that.
+pub async fn compare(old: &Mount, new: &Mount, depth: Depth) -> Result<Difference> {
     let config = |mount: &Mount| {
         let configs = mount.manifests().iter().filter_map(|part| part.manifest.config.as_ref());
         configs.map(|config| config.digest.clone()).collect::<Vec<_>>()
@@ -76,19 +91,27 @@ pub async fn compare(old: &Mount, new: &Mount, members: bool) -> Result<Differen
             difference.same = difference.same.saturating_add(1);
             continue;
         }
-        if let (true, Some(old_number), Some(new_number)) = (members, old_number, new_number) {
+        if let (true, Some(old_number), Some(new_number)) = (depth > Depth::Layers, old_number, new_number) {
             let places = old.path_of_layer(*old_number).zip(new.path_of_layer(*new_number));
             if let Some((old_path, new_path)) = places {
-                let (before, after) = (tree(old, &old_path).await?, tree(new, &new_path).await?);
-                let changed = changes(&before, &after).filter(|(_, _, old, new)| old != new);
-                difference.members.extend(changed.map(|(path, change, old, new)| {
-                    let path = if path.is_empty() {
-                        new_path.clone().into()
-                    } else {
-                        [new_path.as_bytes(), b"/", path].concat()
-                    };
-                    MemberChange { path, change, old: old.cloned(), new: new.cloned() }
-                }));
+                let (mut before, mut after) =
+                    (tree(old, &old_path, *old_number).await?, tree(new, &new_path, *new_number).await?);
+                if depth == Depth::Content {
+                    read_same_sized(old, &mut before, new, &mut after).await?;
+                }
+                let member = |found: Option<&(Ino, Member)>| found.map(|(_, member)| member.clone());
+                let changed =
+                    changes(&before, &after).map(|(path, change, old, new)| (path, change, member(old), member(new)));
+                difference.members.extend(changed.filter(|(_, _, old, new)| old != new).map(
+                    |(path, change, old, new)| {
+                        let path = if path.is_empty() {
+                            new_path.clone().into()
+                        } else {
+                            [new_path.as_bytes(), b"/", path].concat()
+                        };
+                        MemberChange { path, change, old, new }
+                    },
+                ));
             }
         }
         difference.layers.push(LayerChange { name: name.clone(), change, old: old_blob, new: new_blob });
@@ -124,8 +147,10 @@ fn layers(mount: &Mount) -> Result<BTreeMap<String, usize>> {
     Ok(layers)
 }
 
+type Tree = BTreeMap<Vec<u8>, (Ino, Member)>;
+
 /// All below a layer, by path; itself alone where it is no archive.
-async fn tree(mount: &Mount, path: &str) -> Result<BTreeMap<Vec<u8>, Member>> {
+async fn tree(mount: &Mount, path: &str, layer: usize) -> Result<Tree> {
     let top = mount.resolve(path.as_bytes()).await?;
     let mut members = BTreeMap::new();
     let mut waiting: Vec<(Ino, Vec<u8>)> = vec![(top.ino, Vec::new())];
@@ -142,7 +167,45 @@ async fn tree(mount: &Mount, path: &str) -> Result<BTreeMap<Vec<u8>, Member>> {
         }
         let target = if found.kind == Kind::Symlink { mount.read_link(ino).await? } else { Vec::new() };
         let mode = mount.archived_mode(ino).await?.unwrap_or(found.mode);
-        members.insert(path, Member { kind: found.kind, size: found.size, mtime: found.mtime, mode, target });
+        let digest = is_top.then(|| mount.blob_of_layer(layer).map(|blob| blob.digest.clone())).transpose()?;
+        let member = Member { kind: found.kind, size: found.size, mtime: found.mtime, mode, target, digest };
+        members.insert(path, (ino, member));
     }
     Ok(members)
+}
+
+/// Those of different sizes differ in any case.
+async fn read_same_sized(old: &Mount, before: &mut Tree, new: &Mount, after: &mut Tree) -> Result<()> {
+    let is_file = |member: &Member| member.kind == Kind::File && member.digest.is_none();
+    let mut both = Vec::new();
+    for (path, (ino, old)) in before {
+        let Some((new_ino, new)) = after.get_mut(path) else { continue };
+        if is_file(old) && is_file(new) && old.size == new.size {
+            both.push((*ino, old, *new_ino, path));
+        }
+    }
+    // In the order of the archive, which is read as one stream.
+    both.sort_by_key(|(ino, ..)| *ino);
+    for (ino, old_member, new_ino, path) in both {
+        let size = old_member.size;
+        let (was, is) = tokio::try_join!(digest_of(old, ino, size), digest_of(new, new_ino, size))?;
+        old_member.digest = Some(was);
+        if let Some((_, new_member)) = after.get_mut(path) {
+            new_member.digest = Some(is);
+        }
+    }
+    Ok(())
+}
+
+async fn digest_of(mount: &Mount, file: Ino, size: u64) -> Result<Digest> {
+    let (mut hasher, mut at) = (Hasher::sha256(), 0_u64);
+    while at < size {
+        let bytes = mount.read(file, at, PIECE).await?;
+        if bytes.is_empty() {
+            return Err(Error::new(ErrorKind::Corrupt, "diff", "a member ends before its size"));
+        }
+        hasher.update(&bytes);
+        at = at.saturating_add(bytes.len() as u64);
+    }
+    Ok(hasher.finish())
 }

@@ -3,13 +3,12 @@
 //! A blob is written beside its place, synced and renamed: under its digest it is there whole, or not at all. What a
 //! killed process leaves is removed by the next one that opens the layout: whoever still writes holds a lock.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -17,7 +16,7 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::media_types;
-use crate::oci::{Descriptor, Digest, Hasher, LARGEST_MANIFEST, REF_NAME};
+use crate::oci::{Digest, Hasher, LARGEST_MANIFEST, REF_NAME};
 
 /// How the names of unfinished files begin.
 const UNFINISHED: &str = ".eo-mount-";
@@ -83,12 +82,8 @@ impl LayoutWriter {
         self.writer(Hasher::sha256())
     }
 
-    pub fn put(&self, bytes: &[u8]) -> Result<Blob> {
-        self.put_as(&Digest::sha256_of(bytes), bytes)
-    }
-
     /// The bytes have this digest, of whatever algorithm.
-    pub fn put_as(&self, digest: &Digest, bytes: &[u8]) -> Result<Blob> {
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<Blob> {
         let (digest, size) = (digest.clone(), bytes.len() as u64);
         if self.has(&digest, size) {
             return Ok(Blob { digest, size, existed: true });
@@ -98,36 +93,24 @@ impl LayoutWriter {
         blob.finish()
     }
 
-    /// A blob that is known by its descriptor; it gets its name only if the bytes are the right ones. If it is there,
-    /// nothing is asked of `bytes`.
-    pub async fn copy(&self, blob: &Descriptor, bytes: impl Stream<Item = Result<Bytes>>) -> Result<Blob> {
-        if self.has(&blob.digest, blob.size) {
-            return Ok(Blob { digest: blob.digest.clone(), size: blob.size, existed: true });
-        }
-        let (layout, hasher) = (self.clone(), blob.digest.hasher());
-        let mut writer = blocking(&blob.digest, move || layout.writer(hasher)).await?;
-        let mut bytes = std::pin::pin!(bytes);
-        while let Some(piece) = bytes.next().await {
-            let piece = piece?;
-            if writer.size.saturating_add(piece.len() as u64) > blob.size {
-                let cause = format!("more bytes came than the {} of its descriptor", blob.size);
-                return Err(Error::new(ErrorKind::Corrupt, &blob.digest, cause));
-            }
-            writer = blocking(&blob.digest, move || {
-                writer.write_all(&piece).map_err(|error| writer.layout.failed(&error))?;
-                Ok(writer)
-            })
-            .await?;
-        }
-        let wanted = blob.clone();
-        blocking(&blob.digest, move || writer.finish_as(&wanted)).await
+    /// Names a manifest in `index.json`: `entry` is its descriptor. The tag is taken from any other that has it.
+    pub fn tag(&self, entry: Value, tag: Option<&str>) -> Result<()> {
+        self.list(vec![(entry, tag)])
     }
 
-    /// Names a manifest in `index.json`: `entry` is its descriptor. The tag is taken from any other that has it.
-    pub fn tag(&self, mut entry: Value, tag: Option<&str>) -> Result<()> {
-        if let (Some(entry), Some(tag)) = (entry.as_object_mut(), tag) {
+    /// Several at once.
+    pub fn list(&self, mut entries: Vec<(Value, Option<&str>)>) -> Result<()> {
+        for (entry, tag) in &mut entries {
+            let Some(entry) = entry.as_object_mut() else { continue };
             let annotations = entry.entry("annotations").or_insert_with(|| json!({}));
-            annotations.as_object_mut().map(|all| all.insert(REF_NAME.to_owned(), tag.into()));
+            if let Some(annotations) = annotations.as_object_mut() {
+                // A manifest's own annotations give it no tag.
+                annotations.remove(REF_NAME);
+                annotations.extend(tag.map(|tag| (REF_NAME.to_owned(), tag.into())));
+                if annotations.is_empty() {
+                    entry.remove("annotations");
+                }
+            }
         }
         let _lock = self.lock().map_err(|error| self.failed(&error))?;
         self.sync(&self.directory.join("blobs").join("sha256"));
@@ -137,11 +120,16 @@ impl LayoutWriter {
             Error::new(ErrorKind::Corrupt, self.directory.display(), cause).hint("choose another folder")
         };
         let manifests = index.get_mut("manifests").and_then(Value::as_array_mut).ok_or_else(broken)?;
+        // What an entry is known by.
+        fn key<'a>(entry: &'a Value, tag: Option<&'a str>) -> (Option<&'a str>, Option<&'a str>) {
+            (tag, entry.get("digest").and_then(Value::as_str).filter(|_| tag.is_none()))
+        }
+        let replaced: HashSet<_> = entries.iter().map(|(entry, tag)| key(entry, *tag)).collect();
         manifests.retain(|other| {
-            let other_tag = other.get("annotations").and_then(|all| all.get(REF_NAME)).and_then(Value::as_str);
-            !(other_tag == tag && (tag.is_some() || other.get("digest") == entry.get("digest")))
+            let tag = other.get("annotations").and_then(|all| all.get(REF_NAME)).and_then(Value::as_str);
+            !replaced.contains(&key(other, tag))
         });
-        manifests.push(entry);
+        manifests.extend(entries.iter().map(|(entry, _)| entry.clone()));
         let write = || {
             let mut file = self.unfinished()?;
             serde_json::to_writer(&mut file, &index)?;
@@ -262,16 +250,6 @@ impl BlobWriter {
         let Self { layout, file, hasher, size } = self;
         name(&layout, file, hasher.finish(), size)
     }
-
-    fn finish_as(self, wanted: &Descriptor) -> Result<Blob> {
-        let Self { layout, file, hasher, size } = self;
-        if size != wanted.size {
-            let cause = format!("{size} bytes came, {} in its descriptor", wanted.size);
-            return Err(Error::new(ErrorKind::Corrupt, &wanted.digest, cause));
-        }
-        hasher.check(&wanted.digest)?;
-        name(&layout, file, wanted.digest.clone(), size)
-    }
 }
 
 fn name(layout: &LayoutWriter, file: NamedTempFile, digest: Digest, size: u64) -> Result<Blob> {
@@ -294,10 +272,6 @@ fn hold(file: &File) -> io::Result<()> {
         Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
         result => Ok(result?),
     }
-}
-
-async fn blocking<T: Send + 'static>(object: &Digest, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic)))
 }
 
 #[cfg(test)]

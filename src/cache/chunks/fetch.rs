@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::memory::Chunks;
 use super::{CHUNK, Coming, SharedState};
+use crate::cache::blob_file::BlobFile;
 use crate::cache::counters::add;
 use crate::cache::cut::run_cost;
 use crate::error::{Error, ErrorKind, Result};
@@ -53,21 +54,37 @@ impl SharedState {
         let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
         self.keep(&blob, &run, &run_chunks);
         drop(cleared);
-        if let Some(disk) = self.disk.clone() {
-            let (state, blob, run_chunks) = (Arc::clone(&self), blob.clone(), Arc::clone(&run_chunks));
-            tokio::task::spawn_blocking(move || {
-                let file = disk.write(&blob, run.start, &run_chunks);
-                drop(run_chunks);
-                // Not before: a slow disk must slow the requests down.
-                drop(memory);
+        if self.disk.is_some() {
+            let (state, run_chunks) = (Arc::clone(&self), Arc::clone(&run_chunks));
+            tokio::spawn(async move {
+                // Not given back before: a slow disk must slow the requests down. One that hangs must not.
+                let file = state.write(&blob, vec![(run.start, run_chunks)], memory).await;
                 if let Some(file) = file {
-                    state.check_if_whole(&blob, &file);
+                    state.check_if_whole(blob, file).await;
                 }
                 // Who waits until all is written wants to know that it is right.
                 drop(unwritten);
             });
         }
         Ok(run_chunks)
+    }
+
+    /// Has runs of chunks written to the disk, and gives the blob if it seems to be whole by that. `memory` is what they take.
+    pub(super) async fn write(
+        &self,
+        blob: &Descriptor,
+        runs: Vec<(u64, Arc<[Bytes]>)>,
+        memory: Option<OwnedSemaphorePermit>,
+    ) -> Option<Arc<BlobFile>> {
+        let disk = Arc::clone(self.disk.as_ref()?);
+        let (writes, blob) = (Arc::clone(&disk.writes), blob.clone());
+        let write = move || {
+            let file = runs.iter().fold(None, |_, (first, run)| disk.write(&blob, *first, run));
+            file.filter(|file: &Arc<BlobFile>| file.seems_whole())
+        };
+        let file = writes.run(write).await.flatten();
+        drop(memory);
+        file
     }
 
     fn keep(&self, blob: &Descriptor, run: &Range<u64>, run_chunks: &[Bytes]) {

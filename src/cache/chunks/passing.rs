@@ -12,8 +12,8 @@ use crate::blob::Passing;
 use crate::oci::Descriptor;
 
 impl Passing for ChunkCache {
-    fn kept(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Bytes> {
-        Self::kept(self, blob, range)
+    fn kept<'a>(&'a self, blob: &'a Descriptor, range: &'a Range<u64>) -> BoxFuture<'a, Option<Bytes>> {
+        Self::kept(self, blob, range).boxed()
     }
 
     fn pass<'a>(&'a self, blob: &'a Descriptor, at: u64, bytes: Bytes) -> BoxFuture<'a, BytesMut> {
@@ -32,39 +32,31 @@ impl Passing for ChunkCache {
 
 impl SharedState {
     async fn keep_passing(self: &Arc<Self>, blob: &Descriptor, first: u64, passing: &[Bytes]) {
-        let new = self.keep_new(blob, first, passing);
-        let Some(disk) = self.disk.clone() else { return };
+        let new = self.keep_new(blob, first, passing).await;
         let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
-        let (state, blob) = (Arc::clone(self), blob.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let mut file = None;
-            for (first, run_chunks) in new {
-                file = disk.write(&blob, first, &run_chunks);
-            }
-            if let Some(file) = file {
-                state.check_if_whole(&blob, &file);
-            }
-            // Who waits until all is written wants to know that it is right.
-            drop(unwritten);
-        });
-        // The download is no faster than the disk. A panic there was told.
-        let _ = written.await;
+        // The download is no faster than the disk.
+        let file = self.write(blob, new, None).await;
+        if let Some(file) = file {
+            self.check_if_whole(blob.clone(), file).await;
+        }
+        // Who waits until all is written wants to know that it is right.
+        drop(unwritten);
     }
 
     /// Keeps in memory what is missing, and tells it for the disk. What somebody has asked for is kept by that request.
-    fn keep_new(self: &Arc<Self>, blob: &Descriptor, first: u64, passing: &[Bytes]) -> Vec<(u64, Vec<Bytes>)> {
+    async fn keep_new(self: &Arc<Self>, blob: &Descriptor, first: u64, passing: &[Bytes]) -> Vec<(u64, Arc<[Bytes]>)> {
         let end = first.saturating_add(passing.len() as u64);
         let range = first * CHUNK..(end * CHUNK).min(blob.size);
-        let on_disk = self.on_disk(blob, &range);
-        let checked = self.must_be_checked(blob);
+        let on_disk = self.on_disk(blob, &range).await;
+        let checked = self.must_be_checked(blob).await;
         let mut new = Vec::new();
         let mut chunks = self.chunks();
-        for run in self.missing(&chunks, blob, &range, &on_disk) {
+        for run in self.missing(&chunks, blob, first..end, &on_disk) {
             let from = usize::try_from(run.start.saturating_sub(first)).unwrap_or(usize::MAX);
             let length = run.end.saturating_sub(run.start) as usize;
-            let run_chunks: Vec<Bytes> = passing.iter().skip(from).take(length).cloned().collect();
+            let run_chunks: Arc<[Bytes]> = passing.iter().skip(from).take(length).cloned().collect();
             if !checked {
-                for (number, chunk) in run.clone().zip(&run_chunks) {
+                for (number, chunk) in run.clone().zip(run_chunks.iter()) {
                     chunks.keep((self.space, blob.digest.clone(), number), chunk.clone(), false);
                 }
             }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 
-use super::{CHUNK, ChunkCache, Found, LONGEST_RUN, SharedState, Space, WRITES};
+use super::{CHUNK, ChunkCache, Found, LONGEST_RUN, SharedState, Space, WRITES, chunk_numbers};
 use crate::cache::blob_file::BlobFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
@@ -58,12 +58,18 @@ impl Whole {
 }
 
 impl ChunkCache {
-    /// Whether the blob on disk is whole and has its digest.
-    pub fn is_verified(&self, blob: &Descriptor) -> bool {
-        self.shared.disk.as_ref().and_then(|disk| disk.existing(blob)).is_some_and(|file| file.is_blob_checked())
+    /// Bytes of these ranges of the blob that are on disk, and whether it is whole there and has its digest.
+    pub async fn kept_on_disk(&self, blob: &Descriptor, ranges: Vec<Range<u64>>) -> (u64, bool) {
+        let Some(disk) = self.shared.disk.clone() else { return (0, false) };
+        let (reads, blob) = (Arc::clone(&disk.reads), blob.clone());
+        let look = move || {
+            let file = disk.existing(&blob)?;
+            Some((ranges.iter().map(|range| file.cached_bytes(range)).sum(), file.is_blob_checked()))
+        };
+        reads.run(look).await.flatten().unwrap_or_default()
     }
 
-    /// Bytes of a range of the blob that are on disk.
+    /// Bytes of a range of the blob that are on disk. Blocks on it.
     pub fn cached_bytes(&self, blob: &Descriptor, range: &Range<u64>) -> u64 {
         let file = self.shared.disk.as_ref().and_then(|disk| disk.existing(blob));
         file.map_or(0, |file| file.cached_bytes(range))
@@ -85,10 +91,11 @@ impl ChunkCache {
     }
 
     pub(super) fn read_checked(&self, blob: &Descriptor, range: Range<u64>) -> BoxFuture<'static, Result<Bytes>> {
-        let check = self.shared.checked(blob);
         let (cache, blob) = (Self { shared: Arc::clone(&self.shared) }, blob.clone());
         async move {
-            check.await?;
+            if cache.shared.must_be_checked(&blob).await {
+                cache.shared.checked(&blob).await?;
+            }
             cache.read_as_it_is(&blob, range).await
         }
         .boxed()
@@ -96,12 +103,25 @@ impl ChunkCache {
 }
 
 impl SharedState {
-    pub(super) fn must_be_checked(&self, blob: &Descriptor) -> bool {
-        if self.space != Space::Blob || blob.size == 0 {
+    fn is_to_be_checked(&self, blob: &Descriptor) -> bool {
+        self.space == Space::Blob
+            && blob.size > 0
+            && (self.whole.all || self.whole.state().distrusted.contains(&blob.digest))
+    }
+
+    /// Whether nothing of it may be given out yet; also where only the disk can tell.
+    pub(super) fn must_be_checked_at_once(&self, blob: &Descriptor) -> bool {
+        let known = || self.disk.as_ref()?.at_hand(blob)??.is_blob_checked_at_once();
+        self.is_to_be_checked(blob) && known() != Some(true)
+    }
+
+    pub(super) async fn must_be_checked(&self, blob: &Descriptor) -> bool {
+        if !self.must_be_checked_at_once(blob) {
             return false;
         }
-        let wanted = self.whole.all || self.whole.state().distrusted.contains(&blob.digest);
-        wanted && !self.disk.as_ref().and_then(|disk| disk.blob(blob)).is_some_and(|file| file.is_blob_checked())
+        let Some(disk) = self.disk.clone() else { return true };
+        let (reads, blob) = (Arc::clone(&disk.reads), blob.clone());
+        !reads.run(move || disk.blob(&blob).is_some_and(|file| file.is_blob_checked())).await.unwrap_or(false)
     }
 
     async fn settle(&self) {
@@ -144,21 +164,23 @@ impl SharedState {
         for _ in 0..ATTEMPTS {
             // What is kept in memory alone would not be fetched, and so not be written.
             self.chunks().forget(&blob.digest);
-            let file = disk.blob(blob).ok_or_else(no_room)?;
+            let (opening, of) = (Arc::clone(disk), blob.clone());
+            let file = disk.reads.run(move || opening.blob(&of)).await.flatten().ok_or_else(no_room)?;
             let steps = (0..blob.size).step_by(STEP as usize).map(|at| at..(at + STEP).min(blob.size));
             let fetched = stream::iter(steps).map(|range| Ok(self.fetch_step(blob, range)));
             fetched.try_buffer_unordered(STEPS).try_collect::<Vec<()>>().await?;
             self.settle().await;
-            if !file.seems_whole() {
-                continue;
-            }
-            let (of, hashed) = (blob.clone(), Arc::clone(&file));
-            match tokio::task::spawn_blocking(move || hash(&of, &hashed)).await {
-                Ok(Hashed::Right) => return Ok(()),
-                Ok(Hashed::Wrong(error)) => {
-                    self.drop_wrong(blob, &file, &error);
-                    return Err(error);
+            let (state, of) = (Arc::clone(self), blob.clone());
+            let check = move || {
+                let hashed = if file.seems_whole() { hash(&of, &file) } else { Hashed::Changed };
+                if let Hashed::Wrong(error) = &hashed {
+                    state.drop_wrong(&of, &file, error);
                 }
+                hashed
+            };
+            match tokio::task::spawn_blocking(check).await {
+                Ok(Hashed::Right) => return Ok(()),
+                Ok(Hashed::Wrong(error)) => return Err(error),
                 Ok(Hashed::Changed) => {}
                 Err(panic) => return Err(Error::new(ErrorKind::Io, &blob.digest, panic)),
             }
@@ -168,7 +190,8 @@ impl SharedState {
 
     /// Has the chunks of a range on disk, or on their way to it.
     async fn fetch_step(self: &Arc<Self>, blob: &Descriptor, range: Range<u64>) -> Result<()> {
-        for found in self.find(blob, &range) {
+        let on_disk = self.on_disk(blob, &range).await;
+        for found in self.find(blob, chunk_numbers(&range), &on_disk) {
             if let Found::Coming(..) = found {
                 self.chunk(blob, found).await?;
             }
@@ -180,12 +203,21 @@ impl SharedState {
     pub(super) fn look_whether_whole(self: &Arc<Self>, blob: &Descriptor, file: &Arc<BlobFile>) {
         if file.is_first_look() {
             let (state, blob, file) = (Arc::clone(self), blob.clone(), Arc::clone(file));
-            tokio::task::spawn_blocking(move || state.check_if_whole(&blob, &file));
+            tokio::spawn(async move { state.check_if_whole(blob, file).await });
         }
     }
 
-    /// Hashes a blob that has become whole, unless that was done. Blocks on the disk.
-    pub(super) fn check_if_whole(&self, blob: &Descriptor, file: &BlobFile) {
+    /// Hashes a blob that has become whole, unless that was done.
+    pub(super) async fn check_if_whole(self: &Arc<Self>, blob: Descriptor, file: Arc<BlobFile>) {
+        // Each may take long, and for ever on a disk that hangs.
+        let Some(disk) = &self.disk else { return };
+        let Ok(_turn) = disk.hashes.acquire().await else { return };
+        let state = Arc::clone(self);
+        // A panic there was told.
+        let _ = tokio::task::spawn_blocking(move || state.hash_if_whole(&blob, &file)).await;
+    }
+
+    fn hash_if_whole(&self, blob: &Descriptor, file: &BlobFile) {
         // Who waits for a blob checks it there.
         if self.whole.all || !file.seems_whole() || file.is_blob_checked() {
             return;

@@ -115,6 +115,24 @@ fn a_tile_whose_members_recur_takes_few_round_trips() {
 }
 
 #[test]
+fn the_end_of_a_tile_comes_in_one_request() {
+    let mut blob = tile(40, 64);
+    // GNU tar and Python fill the last 10 KiB up.
+    let members = blob.len() as u64 - 1024;
+    blob.resize(blob.len() + 9 * 1024, 0);
+    let mut indexer = Indexer::new(blob.len() as u64, Limits::default(), Tuning::default(), Habits::default());
+    let mut behind_all = 0;
+    indexer.arrived(&(0..0), Bytes::new()).unwrap();
+    while !indexer.is_done() {
+        for range in indexer.requests(16) {
+            behind_all += usize::from(range.end > members);
+            indexer.arrived(&range, Bytes::copy_from_slice(&blob[range.start as usize..range.end as usize])).unwrap();
+        }
+    }
+    assert_eq!(behind_all, 1);
+}
+
+#[test]
 fn small_members_are_fetched_as_a_stream() {
     let mut blob = Vec::new();
     for n in 0..20_000_usize {

@@ -143,7 +143,7 @@ mod tests {
         let file = dir.path().join("a/file");
         fs::create_dir(dir.path().join("a")).unwrap();
         fs::write(&file, "content").unwrap();
-        let layers = scan(dir.path(), &Grouping::PerFolder, std::path::Path::new("/out"), &stop).unwrap();
+        let layers = scan(dir.path(), &Grouping::PerFolder, None, &stop).unwrap();
         let Content::Archive { members, .. } = &layers[0].content else { panic!() };
         meddle(&file);
         let mut bytes = Vec::new();

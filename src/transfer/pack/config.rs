@@ -138,7 +138,7 @@ pub fn title(layer: &Layer, options: &Options) -> String {
 }
 
 /// A file that is a layer is shown as a file, whatever it is called.
-fn media_type(layer: &Layer, options: &Options) -> &'static str {
+pub fn media_type(layer: &Layer, options: &Options) -> &'static str {
     let ending = layer.name.rsplit_once('.').map_or("", |(_, ending)| ending).to_ascii_lowercase();
     match (&layer.content, ending.as_str()) {
         (Content::Archive { .. }, _) => options.format.media_type(),

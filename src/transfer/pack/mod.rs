@@ -1,30 +1,33 @@
-//! From a folder to an artifact in an image layout: layers, config, manifest.
-//! Nothing here is async: layers are read, packed and hashed by threads of their own.
+//! From a folder to an artifact in an image layout or a registry: layers, config, manifest.
+//! But for sending, nothing here is async: layers are read, packed and hashed by threads of their own.
 
 mod archive;
 mod config;
 mod encode;
 mod group;
 mod metadata;
+mod out;
 mod scan;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub use group::Grouping;
+pub use out::{Out, Sender};
 
-use super::{Blob, LayoutWriter};
+use super::Blob;
+use super::push::{Artifact, Stored};
+use crate::blob::{Described, Offline};
 use crate::error::{Error, ErrorKind, Result, printable};
-use crate::oci::CREATED;
 use crate::oci::media_types;
-use crate::oci::{Digest, LayoutReference};
+use crate::oci::{Descriptor, Digest};
 use archive::Failed;
 use encode::Encoder;
 use metadata::Metadata;
@@ -63,7 +66,8 @@ impl Format {
 #[derive(Debug)]
 pub struct Options {
     pub folder: PathBuf,
-    pub out: LayoutReference,
+    /// An image layout, which must not lie in the folder.
+    pub out: Option<PathBuf>,
     pub grouping: Grouping,
     pub format: Format,
     /// A GeoJSON file.
@@ -84,9 +88,9 @@ pub struct Plan {
     metadata: Metadata,
 }
 
-#[derive(Debug)]
 pub struct Packed {
-    pub manifest: Digest,
+    /// To be given a tag where the layers are.
+    pub artifact: Artifact,
     /// One a layer, in the order of the manifest.
     pub layers: Vec<Blob>,
 }
@@ -110,7 +114,8 @@ impl Plan {
     pub fn new(options: Options, stop: &AtomicBool) -> Result<Self> {
         config::check_fields(&options.fields)?;
         let metadata = options.metadata.as_deref().map(Metadata::read).transpose()?.unwrap_or_default();
-        let layers = scan::scan(&options.folder, &options.grouping, &absolute(&options.out.directory)?, stop)?;
+        let out = options.out.as_deref().map(absolute).transpose()?;
+        let layers = scan::scan(&options.folder, &options.grouping, out.as_deref(), stop)?;
         let plan = Self { options, layers, metadata };
         let mut titles = HashSet::new();
         if let Some(layer) = plan.layers.iter().find(|layer| !titles.insert(config::title(layer, &plan.options))) {
@@ -129,24 +134,29 @@ impl Plan {
         self.layers.iter().map(Layer::bytes).sum()
     }
 
-    /// Makes the layers, several at once, then config and manifest, and names the manifest last.
-    pub fn write(&self, work: &Work<'_>) -> Result<Packed> {
-        let out = LayoutWriter::open(&self.options.out.directory)?;
-        let layers = self.write_layers(&out, work)?;
-        let config = out.put(&self.config(&layers)?)?;
-        let manifest = out.put(&self.manifest(&config, &layers)?)?;
-        let entry = json!({
-            "mediaType": media_types::IMAGE_MANIFEST,
-            "digest": manifest.digest.as_str(),
-            "size": manifest.size,
-            "annotations": {CREATED: self.created()},
-            "artifactType": self.options.artifact_type
-        });
-        out.tag(entry, self.options.out.tag.as_deref())?;
-        Ok(Packed { manifest: manifest.digest, layers })
+    /// Makes the layers, several at once.
+    pub fn write(&self, out: &Out, work: &Work<'_>) -> Result<Packed> {
+        let layers = self.write_layers(out, work)?;
+        let bytes = self.config(&layers)?;
+        let config = Blob { digest: Digest::sha256_of(&bytes), size: bytes.len() as u64, existed: false };
+        let manifest = self.manifest(&config, &layers)?;
+        let root = Stored {
+            digest: Digest::sha256_of(&manifest),
+            media_type: media_types::IMAGE_MANIFEST.to_owned(),
+            bytes: manifest.into(),
+        };
+        let inline = HashMap::from([(config.digest.clone(), bytes.into())]);
+        let config = Descriptor {
+            digest: config.digest,
+            size: config.size,
+            media_type: config::CONFIG_TYPE.to_owned(),
+            annotations: Default::default(),
+        };
+        let source = Described { source: Arc::new(Offline), inline, elsewhere: HashMap::new() };
+        Ok(Packed { artifact: Artifact::of(root, [config], Arc::new(source)), layers })
     }
 
-    fn write_layers(&self, out: &LayoutWriter, work: &Work<'_>) -> Result<Vec<Blob>> {
+    fn write_layers(&self, out: &Out, work: &Work<'_>) -> Result<Vec<Blob>> {
         let next = AtomicUsize::new(0);
         let done = Mutex::new((vec![None; self.layers.len()], None));
         std::thread::scope(|scope| {
@@ -180,7 +190,7 @@ impl Plan {
         }
     }
 
-    fn write_layer(&self, layer: &Layer, out: &LayoutWriter, work: &Work<'_>) -> Result<Blob> {
+    fn write_layer(&self, layer: &Layer, out: &Out, work: &Work<'_>) -> Result<Blob> {
         let mut blob = out.new_blob()?;
         let written = match &layer.content {
             Content::File(member) => {
@@ -194,7 +204,7 @@ impl Plan {
             })(),
         };
         match written {
-            Ok(blob) => blob.finish(),
+            Ok(blob) => blob.finish(config::media_type(layer, &self.options)),
             Err(Failed::Reading(error)) => Err(error),
             Err(Failed::Writing(error)) => Err(out.failed(&error)),
         }

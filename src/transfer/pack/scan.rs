@@ -94,9 +94,9 @@ impl Member {
 type Archive = (Vec<(String, Member)>, Vec<String>);
 
 /// The layers by name. `out` must not be among what is packed.
-pub fn scan(folder: &Path, grouping: &Grouping, out: &Path, stop: &AtomicBool) -> Result<Vec<Layer>> {
+pub fn scan(folder: &Path, grouping: &Grouping, out: Option<&Path>, stop: &AtomicBool) -> Result<Vec<Layer>> {
     let root = fs::canonicalize(folder).map_err(|error| failed(folder, &error))?;
-    if out.starts_with(&root) {
+    if let Some(out) = out.filter(|out| out.starts_with(&root)) {
         let cause = "the layout would be written into the folder that is packed";
         return Err(Error::new(ErrorKind::Usage, out.display(), cause).hint("choose a place outside"));
     }

@@ -1,6 +1,5 @@
 //! Layers into files: which, where to, and all of them at once.
 
-mod blob;
 mod chosen;
 mod done;
 mod layout;
@@ -16,16 +15,16 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
 use tokio::task::block_in_place;
 
-pub use blob::There;
-use blob::{PIECES, Place};
 pub use chosen::{Chosen, choose};
 use done::Done;
-pub use layout::{look as look_in_layout, to_layout};
+pub use layout::{artifact, look as look_in_layout, to_layout};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Attributes, Failed, Found, Kind, Mount};
 use crate::oci::{Descriptor, UNPACK};
 use crate::transfer::extract::Extraction;
+pub use crate::transfer::fetch::There;
+use crate::transfer::fetch::{Origin, PIECES, Place, fetch};
 use crate::transfer::folder::{self, Folder};
 
 /// Layers fetched at once: one finishes while others come.
@@ -181,7 +180,7 @@ impl Item {
 /// Fetches all, and goes on when one fails. `progress` is told of bytes that came, or were there.
 pub async fn pull(
     mount: &Mount,
-    items: &[Item],
+    items: &[&Item],
     members: &[Found],
     options: &Options,
     progress: &(dyn Fn(u64) + Sync),
@@ -194,7 +193,7 @@ pub async fn pull(
     // What two files have in common is fetched once: the second finds it in the cache.
     let mut groups: HashMap<&str, Vec<&Item>> = HashMap::new();
     let mut order = Vec::new();
-    for item in items {
+    for &item in items {
         let group = groups.entry(item.blob.digest.as_str()).or_default();
         if group.is_empty() {
             order.push(item.blob.digest.as_str());
@@ -242,7 +241,9 @@ impl Pulling<'_> {
             return Ok(());
         }
         let place = block_in_place(|| item.place(options, output))?;
-        blob::fetch(mount, &item.blob, &place, window, progress).await?;
+        let source = mount.blobs();
+        let origin = Origin { source: &*source, mount: Some(mount) };
+        fetch(origin, &item.blob, &place, window, progress).await?;
         let Some(tree) = item.tree else { return Ok(()) };
         let failed = |error: io::Error| folder::failed(&place.path(), &error);
         mount.local().add(&item.blob.digest, place.folder.file(&place.name).map_err(failed)?);

@@ -3,19 +3,22 @@
 mod artifact;
 mod files;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub use artifact::{Artifact, Stored};
 pub use files::{FileLayer, Files, is_path_outside};
 
+use crate::blob::BlobSource;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::{Descriptor, Digest, RegistryReference};
+use crate::oci::{Descriptor, Digest, Referrer, RegistryReference};
 use crate::registry::{Progress, Registry};
+use crate::transfer::referrers_tag::list_all_by_tag;
 
 /// Where to, and how.
 pub struct Push {
@@ -29,6 +32,8 @@ pub struct Push {
     pub uploads: Option<Arc<Uploads>>,
     /// Whether to begin nothing more.
     pub stop: Arc<AtomicBool>,
+    /// For writing a list of what is attached, where others write it, too.
+    pub timeout: Duration,
 }
 
 /// What was done for a blob.
@@ -46,6 +51,8 @@ pub enum State {
 pub struct Pushed {
     pub digest: Digest,
     pub blobs: Vec<(Descriptor, State)>,
+    /// Manifests that went along because they are attached.
+    pub attached: Vec<Digest>,
 }
 
 /// Told how many bytes more, or fewer, of all blobs are there or on their way.
@@ -61,39 +68,52 @@ impl Push {
             return Err(Error::new(ErrorKind::Usage, digest, cause).hint("name a tag"));
         }
         let blobs = stream::iter(&artifact.blobs)
-            .map(async |blob| Ok::<_, Error>((blob.clone(), self.blob(artifact, blob, moved).await?)))
+            .map(async |blob| Ok::<_, Error>((blob.clone(), self.blob(blob, &artifact.source, moved).await?)))
             .buffered(self.jobs)
             .try_collect()
             .await?;
-        // What an index lists is there before it.
-        for level in artifact.levels.iter().rev() {
+        // What an index lists is there before it, and what is attached before what it is attached to: whoever finds
+        // the tag finds all.
+        for level in artifact.levels.iter().skip(1).rev() {
             stream::iter(level)
-                .map(async |manifest| self.manifest(manifest, root).await)
+                .map(async |manifest| self.manifest(manifest, manifest.digest.as_str()).await)
                 .buffer_unordered(self.jobs)
                 .try_collect::<Vec<()>>()
                 .await?;
         }
-        Ok(Pushed { digest: root.digest.clone(), blobs })
+        self.list_attached(artifact).await?;
+        self.manifest(root, self.reference.version()).await?;
+        Ok(Pushed { digest: root.digest.clone(), blobs, attached: artifact.attached_digests() })
     }
 
-    async fn manifest(&self, manifest: &Stored, root: &Stored) -> Result<()> {
-        let version = if std::ptr::eq(manifest, root) { self.reference.version() } else { manifest.digest.as_str() };
+    async fn manifest(&self, manifest: &Stored, version: &str) -> Result<()> {
         self.registry.put_manifest(version, &manifest.media_type, &manifest.bytes).await.map(drop)
     }
 
-    async fn blob(&self, artifact: &Artifact, blob: &Descriptor, moved: &Moved) -> Result<State> {
+    async fn list_attached(&self, artifact: &Artifact) -> Result<()> {
+        let mut lists: BTreeMap<&str, (&Digest, Vec<Referrer>)> = BTreeMap::new();
+        for (subject, referrer) in &artifact.attached {
+            lists.entry(subject.as_str()).or_insert((subject, Vec::new())).1.push(referrer.clone());
+        }
+        let listing = stream::iter(lists.into_values())
+            .map(async |(subject, referrers)| list_all_by_tag(&self.registry, subject, &referrers, self.timeout).await);
+        listing.buffer_unordered(self.jobs).try_collect().await
+    }
+
+    /// One blob, without a manifest that names it.
+    pub async fn blob(&self, blob: &Descriptor, source: &Arc<dyn BlobSource>, moved: &Moved) -> Result<State> {
         let so_far = AtomicU64::new(0);
         let moved = Arc::clone(moved);
         let progress: Progress = Arc::new(move |now| {
             let before = so_far.swap(now, Ordering::Relaxed);
             moved(now.cast_signed().wrapping_sub(before.cast_signed()));
         });
-        let state = self.bring(artifact, blob, &progress).await?;
+        let state = self.bring(blob, source, &progress).await?;
         progress(blob.size);
         Ok(state)
     }
 
-    async fn bring(&self, artifact: &Artifact, blob: &Descriptor, progress: &Progress) -> Result<State> {
+    async fn bring(&self, blob: &Descriptor, source: &Arc<dyn BlobSource>, progress: &Progress) -> Result<State> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(
                 Error::new(ErrorKind::Io, &self.reference, "interrupted").hint("push again: it goes on from here")
@@ -118,7 +138,7 @@ impl Push {
                 tokio::task::spawn_blocking(move || uploads.of(&reference, &digest)).await.ok().flatten()
             }
         };
-        self.registry.upload(blob, &artifact.source, kept, &self.stop, progress).await?;
+        self.registry.upload(blob, source, kept, &self.stop, progress).await?;
         Ok(State::Sent)
     }
 }

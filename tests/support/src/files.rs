@@ -15,6 +15,21 @@ pub fn pread(path: impl AsRef<Path>, range: Range<u64>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The names in a folder, sorted.
+#[track_caller]
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a UTF-8 name")).collect();
+    names.sort();
+    names
+}
+
+/// The system's number of what failed; none for what did not.
+pub fn errno<T>(result: io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
 /// The kernel forgets what it keeps of a file, so that the next read asks the mount again.
 #[track_caller]
 pub fn forget_pages(path: impl AsRef<Path>) {

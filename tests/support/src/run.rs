@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -57,6 +58,15 @@ pub fn run(command: &mut Command, limit: Duration) -> Finished {
             panic!("{command:?} did not end within {limit:?} and was killed; stderr: {}", said.stderr)
         }
     }
+}
+
+/// Runs a script of bash in a folder, which must succeed.
+#[track_caller]
+pub fn sh(folder: &Path, script: &str) {
+    let mut shell = Command::new("bash");
+    shell.args(["-ec", script]).current_dir(folder);
+    run(&mut shell, Duration::from_secs(120))
+        .expect_success(&format!("{script} (make test-tools installs what it needs)"));
 }
 
 /// A running command whose output goes to unnamed files.

@@ -6,12 +6,15 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
 
+use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::Mount;
 use crate::oci::{Descriptor, Hasher};
@@ -22,6 +25,9 @@ const PIECE: u64 = 1 << 20;
 /// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
 /// where the cache folder has not got them.
 pub const PIECES: usize = 12;
+/// How often to look whether somebody else has finished a blob, and how long that may bring nothing.
+const LOOK: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a blob goes.
 #[derive(Debug, Clone)]
@@ -76,6 +82,35 @@ impl Place {
     }
 }
 
+/// Where blobs come from.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    pub source: &'a dyn BlobSource,
+    /// Whose cache the source has.
+    pub mount: Option<&'a Mount>,
+}
+
+impl Origin<'_> {
+    fn cached_bytes(&self, blob: &Descriptor) -> u64 {
+        self.mount.map_or(0, |mount| mount.cached_bytes(blob, &(0..blob.size)))
+    }
+
+    fn drop_wrong(&self, blob: &Descriptor) {
+        if let Some(mount) = self.mount {
+            mount.drop_wrong(blob);
+        }
+    }
+}
+
+/// How a blob begins.
+enum Begun {
+    Part(Box<Unfinished>),
+    /// It is there.
+    Finished,
+    /// Somebody else fetches it, and has so many bytes of it.
+    Busy(u64),
+}
+
 /// A blob in the making, and what is in it.
 struct Unfinished {
     file: File,
@@ -84,22 +119,21 @@ struct Unfinished {
 }
 
 impl Unfinished {
-    /// `None`: somebody else has just finished it.
-    fn open(place: &Place, blob: &Descriptor) -> Result<Option<Self>> {
+    fn open(place: &Place, blob: &Descriptor) -> Result<Begun> {
         let failed = |error: io::Error| place.failed(&error);
         let mut file = place.folder.file_to_write(&place.unfinished(blob)).map_err(failed)?;
         // Where the file system has no locks, it goes without.
         if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-            let error = Error::new(ErrorKind::Io, place.path().display(), "somebody else is pulling it");
-            return Err(error.hint("wait for that, or choose another folder with -o"));
+            return Ok(Begun::Busy(file.metadata().map_err(failed)?.len()));
         }
+        // Or somebody else has just finished it.
         if !place.folder.is_at(&file, &place.unfinished(blob)) {
-            return Ok(None);
+            return Ok(Begun::Busy(0));
         }
         let at = file.metadata().map_err(failed)?.len().min(blob.size);
         let mut hasher = blob.digest.hasher();
         hash(&mut file, at, &mut hasher).map_err(failed)?;
-        Ok(Some(Self { file, hasher, at }))
+        Ok(Begun::Part(Box::new(Self { file, hasher, at })))
     }
 
     fn start_again(&mut self, place: &Place, blob: &Descriptor) -> io::Result<()> {
@@ -134,44 +168,61 @@ fn hash(file: &mut File, length: u64, hasher: &mut Hasher) -> io::Result<()> {
     Ok(())
 }
 
-/// Fetches what is missing. `window`: see [`PIECES`]. `progress` is told of bytes that came, or were there.
+/// What there is of a blob, to be gone on with. `None`: all of it.
+async fn begin(place: &Place, blob: &Descriptor) -> Result<Option<Box<Unfinished>>> {
+    let (mut theirs, mut since) = (0, Instant::now());
+    loop {
+        let (at, of) = (place.clone(), blob.clone());
+        let begun = blocking(blob, move || {
+            if at.is_finished(&of) {
+                return Ok(Begun::Finished);
+            }
+            if at.keep && at.folder.has(&at.name) {
+                let error = io::Error::new(io::ErrorKind::AlreadyExists, "another file of that name is there");
+                return Err(at.failed(&error));
+            }
+            Unfinished::open(&at, &of)
+        });
+        match begun.await? {
+            Begun::Finished => return Ok(None),
+            Begun::Part(part) => return Ok(Some(part)),
+            Begun::Busy(now) if now != theirs => (theirs, since) = (now, Instant::now()),
+            Begun::Busy(_) if since.elapsed() > PATIENCE => {
+                let cause = "somebody else is fetching it, and nothing comes";
+                let error = Error::new(ErrorKind::TimedOut, place.path().display(), cause);
+                return Err(error.hint("end that process, or choose another folder"));
+            }
+            Begun::Busy(_) => {}
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Fetches what is missing; what somebody else fetches is waited for. `window`: see [`PIECES`]. `progress` is told of bytes
+/// that came, or were there.
 pub async fn fetch(
-    mount: &Mount,
+    origin: Origin<'_>,
     blob: &Descriptor,
     place: &Place,
     window: &Semaphore,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    let (at, of) = (place.clone(), blob.clone());
-    let mut unfinished = blocking(blob, move || {
-        while !at.is_finished(&of) {
-            if at.keep && at.folder.has(&at.name) {
-                let error = io::Error::new(io::ErrorKind::AlreadyExists, "another file of that name is there");
-                return Err(at.failed(&error));
-            }
-            if let Some(part) = Unfinished::open(&at, &of)? {
-                return Ok(Some(part));
-            }
-        }
-        Ok(None)
-    })
-    .await?;
-    let Some(mut part) = unfinished.take() else {
+    let Some(mut part) = begin(place, blob).await? else {
         progress(blob.size);
         return Ok(());
     };
     progress(part.at);
-    let fresh = part.at == 0 && mount.cached_bytes(blob, &(0..blob.size)) == 0;
-    let mut checked = fetch_rest(mount, blob, place, &mut part, window, progress).await?;
+    let fresh = part.at == 0 && origin.cached_bytes(blob) == 0;
+    let mut checked = fetch_rest(origin, blob, place, &mut part, window, progress).await?;
     if checked.is_err() && !fresh {
         // What was kept of it may be to blame.
-        mount.drop_wrong(blob);
+        origin.drop_wrong(blob);
         part.start_again(place, blob).map_err(|error| place.failed(&error))?;
-        checked = fetch_rest(mount, blob, place, &mut part, window, &|_| ()).await?;
+        checked = fetch_rest(origin, blob, place, &mut part, window, &|_| ()).await?;
     }
     let (at, of) = (place.clone(), blob.clone());
     if let Err(error) = checked {
-        mount.drop_wrong(blob);
+        origin.drop_wrong(blob);
         blocking(blob, move || at.folder.remove(&at.unfinished(&of)).map_err(|error| at.failed(&error))).await?;
         return Err(error);
     }
@@ -188,7 +239,7 @@ pub async fn fetch(
 
 /// The inner result: whether the bytes are the right ones.
 async fn fetch_rest(
-    mount: &Mount,
+    origin: Origin<'_>,
     blob: &Descriptor,
     place: &Place,
     part: &mut Unfinished,
@@ -200,7 +251,7 @@ async fn fetch_rest(
             .map(async |range| {
                 // Given in the order of asking, so that the first piece never waits for those behind it.
                 let permit = window.acquire().await;
-                let bytes = mount.read_blob(blob, range).await?;
+                let bytes = origin.source.read(blob, range).await?;
                 Ok::<_, Error>((bytes, permit))
             })
             .buffered(PIECES)
@@ -239,17 +290,103 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+
     use super::*;
+    use crate::oci::Digest;
+
+    fn descriptor(bytes: &[u8]) -> Descriptor {
+        let (digest, size) = (Digest::sha256_of(bytes), bytes.len() as u64);
+        Descriptor { digest, size, media_type: String::new(), annotations: Default::default() }
+    }
+
+    fn place(dir: &tempfile::TempDir) -> Place {
+        Place { folder: Folder::open(dir.path()).unwrap(), name: "a.tar".into(), keep: false }
+    }
+
+    /// A blob whose bytes from `ends` on cannot be had.
+    struct Source {
+        bytes: Vec<u8>,
+        ends: u64,
+        read: AtomicU64,
+    }
+
+    impl Source {
+        fn of(bytes: Vec<u8>) -> Self {
+            Self { bytes, ends: u64::MAX, read: AtomicU64::new(0) }
+        }
+
+        async fn fetch(&self, blob: &Descriptor, place: &Place) -> Result<()> {
+            let origin = Origin { source: self, mount: None };
+            fetch(origin, blob, place, &Semaphore::new(PIECES), &|_| ()).await
+        }
+    }
+
+    impl BlobSource for Source {
+        fn read<'a>(&'a self, _: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+            async move {
+                if range.end > self.ends {
+                    return Err(Error::new(ErrorKind::TimedOut, "r", "away"));
+                }
+                self.read.fetch_add(range.end - range.start, Ordering::Relaxed);
+                Ok(Bytes::copy_from_slice(&self.bytes[range.start as usize..range.end as usize]))
+            }
+            .boxed()
+        }
+    }
+
+    fn files(dir: &tempfile::TempDir) -> usize {
+        std::fs::read_dir(dir.path()).unwrap().count()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_blob_that_is_not_what_its_descriptor_says_gets_no_name() {
+        let (dir, wanted) = (tempfile::tempdir().unwrap(), descriptor(b"0123456789"));
+        let error = Source::of(b"0123456788".to_vec()).fetch(&wanted, &place(&dir)).await.unwrap_err();
+        assert_eq!((error.kind, files(&dir)), (ErrorKind::Corrupt, 0));
+        // Nor does a file of that size count as the blob.
+        std::fs::write(dir.path().join("a.tar"), "0123456788").unwrap();
+        Source::of(b"0123456789".to_vec()).fetch(&wanted, &place(&dir)).await.unwrap();
+        assert_eq!(std::fs::read(dir.path().join("a.tar")).unwrap(), b"0123456789");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_broke_off_goes_on_where_it_was() {
+        let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 3 * PIECE as usize]);
+        let wanted = descriptor(&bytes);
+        let broken = Source { ends: 2 * PIECE, ..Source::of(bytes.clone()) };
+        assert_eq!(broken.fetch(&wanted, &place(&dir)).await.unwrap_err().kind, ErrorKind::TimedOut);
+        let source = Source::of(bytes);
+        source.fetch(&wanted, &place(&dir)).await.unwrap();
+        assert_eq!((source.read.into_inner(), files(&dir)), (PIECE, 1));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_somebody_else_fetches_is_waited_for() {
+        let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 100]);
+        let (place, wanted) = (place(&dir), descriptor(&bytes));
+        let Begun::Part(mut theirs) = Unfinished::open(&place, &wanted).unwrap() else { panic!() };
+        let source = Source::of(bytes.clone());
+        let mut ours = std::pin::pin!(source.fetch(&wanted, &place));
+        assert!(tokio::time::timeout(3 * LOOK, &mut ours).await.is_err());
+        theirs.write(&bytes).unwrap();
+        place.folder.rename(&place.unfinished(&wanted), &place.name, false).unwrap();
+        drop(theirs);
+        ours.await.unwrap();
+        assert_eq!((source.read.load(Ordering::Relaxed), files(&dir)), (0, 1));
+    }
 
     #[test]
     fn what_somebody_else_has_finished_is_not_written_to() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place { folder: Folder::open(dir.path()).unwrap(), name: "a.tar".into(), keep: false };
-        let digest = crate::oci::Digest::sha256_of(b"whole");
-        let blob = Descriptor { digest, size: 5, media_type: String::new(), annotations: Default::default() };
+        let (place, blob) = (place(&dir), descriptor(b"whole"));
         let part = place.unfinished(&blob);
         std::fs::write(dir.path().join(&part), "whole").unwrap();
-        let mut late = Unfinished::open(&place, &blob).unwrap().unwrap();
+        let Begun::Part(mut late) = Unfinished::open(&place, &blob).unwrap() else { panic!() };
         place.folder.rename(&part, &place.name, false).unwrap();
         assert!(late.start_again(&place, &blob).is_err());
         assert_eq!(std::fs::read(place.path()).unwrap(), b"whole");

@@ -1,6 +1,7 @@
 //! The list of what is attached, where a registry has no API for it: an index under a tag (distribution specification,
 //! "Referrers Tag Schema"), which everybody who attaches reads, adds to, and writes back.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,28 +22,41 @@ const LOOKS: u32 = 3;
 /// write only where nobody else has written: so the list is looked at until everybody else who had read it before must have
 /// written it, and written again if this one has got lost.
 pub async fn list_by_tag(registry: &Registry, subject: &Digest, referrer: &Referrer, timeout: Duration) -> Result<()> {
+    list_all_by_tag(registry, subject, std::slice::from_ref(referrer), timeout).await
+}
+
+/// Several at once.
+pub async fn list_all_by_tag(
+    registry: &Registry,
+    subject: &Digest,
+    referrers: &[Referrer],
+    timeout: Duration,
+) -> Result<()> {
     if registry.referrers_of_api(subject).await?.is_some() {
         return Ok(());
     }
-    let work = write_list(registry, subject, referrer);
+    let work = write_list(registry, subject, referrers);
     timeout_at(Instant::now() + timeout, work).await.unwrap_or_else(|_| {
         let cause = "others write the list of what is attached all the time";
         Err(Error::new(ErrorKind::TimedOut, referrers_tag(subject), cause).hint("attach it again: it takes no upload"))
     })
 }
 
-async fn write_list(registry: &Registry, subject: &Digest, referrer: &Referrer) -> Result<()> {
+async fn write_list(registry: &Registry, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
     let tag = referrers_tag(subject);
+    // Who writes.
+    let own =
+        Digest::sha256_of(referrers.iter().map(|one| one.descriptor.digest.as_str()).collect::<String>().as_bytes());
     loop {
         let begin = Instant::now();
-        if let Some(list) = with(registry.referrers_of_tag(subject).await?, referrer, &tag)? {
+        if let Some(list) = with(registry.referrers_of_tag(subject).await?, referrers, &tag)? {
             registry.put_manifest(&tag, media_types::IMAGE_INDEX, &list).await?;
         }
-        let watch = WATCH.max(begin.elapsed() * 4) + jitter(&referrer.descriptor.digest);
+        let watch = WATCH.max(begin.elapsed() * 4) + jitter(&own);
         let mut is_there = true;
         for _ in 0..LOOKS {
             sleep(watch / LOOKS).await;
-            is_there = with(registry.referrers_of_tag(subject).await?, referrer, &tag)?.is_none();
+            is_there = with(registry.referrers_of_tag(subject).await?, referrers, &tag)?.is_none();
             if !is_there {
                 break;
             }
@@ -51,12 +65,12 @@ async fn write_list(registry: &Registry, subject: &Digest, referrer: &Referrer) 
             return Ok(());
         }
         tracing::debug!("{tag}: somebody else wrote it at the same time; writing it again");
-        sleep(jitter(&Digest::sha256_of(format!("{begin:?}{}", referrer.descriptor.digest).as_bytes()))).await;
+        sleep(jitter(&Digest::sha256_of(format!("{begin:?}{own}").as_bytes()))).await;
     }
 }
 
-/// The list with this one; `None`: it is in it. All that is in the list stays as it is.
-fn with(list: Option<Bytes>, referrer: &Referrer, tag: &str) -> Result<Option<Bytes>> {
+/// The list with these; `None`: they are in it. All that is in the list stays as it is.
+fn with(list: Option<Bytes>, referrers: &[Referrer], tag: &str) -> Result<Option<Bytes>> {
     let no_list = || {
         let cause = "the tag that is meant for the list of what is attached names something else";
         Error::new(ErrorKind::Protocol, tag, cause).hint("tell whoever pushed it")
@@ -73,11 +87,13 @@ fn with(list: Option<Bytes>, referrer: &Referrer, tag: &str) -> Result<Option<By
         *manifests = json!([]);
     }
     let manifests = manifests.as_array_mut().ok_or_else(no_list)?;
-    let digest = referrer.descriptor.digest.as_str();
-    if manifests.iter().any(|known| known.get("digest").is_some_and(|known| known == digest)) {
+    let known: HashSet<&str> = manifests.iter().filter_map(|known| known.get("digest")?.as_str()).collect();
+    let missing = referrers.iter().filter(|one| !known.contains(one.descriptor.digest.as_str()));
+    let missing: Vec<Value> = missing.map(Referrer::to_json).collect();
+    if missing.is_empty() {
         return Ok(None);
     }
-    manifests.push(referrer.to_json());
+    manifests.extend(missing);
     let bytes = list.to_string();
     if bytes.len() as u64 > LARGEST_MANIFEST {
         let cause = "so much is attached that the list of it would be larger than the 4 MiB that registries take";
@@ -107,22 +123,26 @@ mod tests {
 
     #[test]
     fn a_list_is_added_to_once_and_keeps_what_others_wrote() {
-        let list = with(None, &referrer("a"), "t").unwrap().unwrap();
-        assert_eq!(with(Some(list.clone()), &referrer("a"), "t").unwrap(), None);
+        let list = with(None, &[referrer("a")], "t").unwrap().unwrap();
+        assert_eq!(with(Some(list.clone()), &[referrer("a")], "t").unwrap(), None);
         let mut known: Value = serde_json::from_slice(&list).unwrap();
         known["manifests"][0]["platform"] = json!({ "os": "linux" });
         known["annotations"] = json!({ "k": "v" });
-        let list = with(Some(known.to_string().into()), &referrer("b"), "t").unwrap().unwrap();
+        let list = with(Some(known.to_string().into()), &[referrer("b")], "t").unwrap().unwrap();
         let mut now: Value = serde_json::from_slice(&list).unwrap();
         assert_eq!(now["manifests"].as_array_mut().unwrap().pop(), Some(referrer("b").to_json()));
         assert_eq!(now, known);
-        assert!(with(Some(r#"{"manifests":null}"#.into()), &referrer("a"), "t").unwrap().is_some());
+        assert!(with(Some(r#"{"manifests":null}"#.into()), &[referrer("a")], "t").unwrap().is_some());
     }
 
     #[test]
     fn what_is_no_list_is_left_alone() {
         for other in ["", "[]", "{}", r#"{"manifests":3}"#, r#"{"mediaType":"x","manifests":[]}"#] {
-            assert_eq!(with(Some(other.into()), &referrer("a"), "t").unwrap_err().kind, ErrorKind::Protocol, "{other}");
+            assert_eq!(
+                with(Some(other.into()), &[referrer("a")], "t").unwrap_err().kind,
+                ErrorKind::Protocol,
+                "{other}"
+            );
         }
     }
 }

@@ -1,0 +1,153 @@
+//! Calls to a disk that may hang (a dead NFS server, a failing drive): each keeps a thread until it ends, so only so many are
+//! begun, and none while those under way do not end. Whoever waits for one goes on without it after a while.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Duration, Instant, timeout};
+
+use crate::error::Result;
+
+pub struct Turns {
+    permits: Arc<Semaphore>,
+    /// A disk on which no call has ended for so long hangs.
+    patience: Duration,
+    /// What the log calls the disk.
+    name: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    under_way: usize,
+    /// When one ended last, or the first of those under way began.
+    since: Instant,
+    told: bool,
+}
+
+/// Leave for one call, which ends when it is dropped.
+pub struct Turn {
+    turns: Arc<Turns>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Turns {
+    /// `calls`: most at once.
+    pub fn new(name: String, calls: usize, patience: Duration) -> Arc<Self> {
+        let state = State { under_way: 0, since: Instant::now(), told: false };
+        Arc::new(Self { permits: Arc::new(Semaphore::new(calls)), patience, name, state: Mutex::new(state) })
+    }
+
+    /// Begins a call when it is its turn. `None`: the disk hangs.
+    pub async fn begin<T: Send + 'static>(
+        self: &Arc<Self>,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<JoinHandle<T>> {
+        Some(self.turn().await?.spend(call))
+    }
+
+    /// Gives what the call gives. `None`: it takes too long.
+    pub async fn run<T: Send + 'static>(self: &Arc<Self>, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let under_way = self.begin(call).await?;
+        timeout(self.patience, under_way).await.ok()?.ok()
+    }
+
+    /// Begins a call that nobody waits for, if there is a turn.
+    pub fn begin_if_free(self: &Arc<Self>, call: impl FnOnce() + Send + 'static) {
+        if !self.hangs()
+            && let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned()
+        {
+            self.taken(permit).spend(call);
+        }
+    }
+
+    /// The bytes that a call finds. Where it finds none, or takes too long, those of `otherwise`; and where these fail, those of
+    /// the call after all.
+    pub async fn read_or<M: Send + 'static>(
+        self: &Arc<Self>,
+        look: impl FnOnce() -> Result<Bytes, M> + Send + 'static,
+        otherwise: impl FnOnce(Option<M>) -> BoxFuture<'static, Result<Bytes>>,
+    ) -> Result<Bytes> {
+        let late = match self.turn().await {
+            None => match otherwise(None).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => (self.turn_at_last().await.map(|turn| turn.spend(look)), error),
+            },
+            Some(turn) => {
+                let mut looking = turn.spend(look);
+                match timeout(self.patience, &mut looking).await {
+                    Ok(Ok(Ok(bytes))) => return Ok(bytes),
+                    Ok(Ok(Err(missing))) => return otherwise(Some(missing)).await,
+                    // A panic, which was told.
+                    Ok(Err(_)) => return otherwise(None).await,
+                    Err(_) => match otherwise(None).await {
+                        Ok(bytes) => return Ok(bytes),
+                        Err(error) => (Some(looking), error),
+                    },
+                }
+            }
+        };
+        match late {
+            (Some(looking), error) => looking.await.ok().and_then(|found| found.ok()).ok_or(error),
+            (None, error) => Err(error),
+        }
+    }
+
+    async fn turn(self: &Arc<Self>) -> Option<Turn> {
+        while !self.hangs() {
+            if let Ok(permit) = timeout(self.patience, Arc::clone(&self.permits).acquire_owned()).await {
+                return permit.ok().map(|permit| self.taken(permit));
+            }
+        }
+        None
+    }
+
+    async fn turn_at_last(self: &Arc<Self>) -> Option<Turn> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        permit.map(|permit| self.taken(permit))
+    }
+
+    fn taken(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Turn {
+        let mut state = self.state();
+        if state.under_way == 0 {
+            state.since = Instant::now();
+        }
+        state.under_way += 1;
+        drop(state);
+        Turn { turns: Arc::clone(self), _permit: permit }
+    }
+
+    /// Whether no call has ended for too long.
+    pub fn hangs(&self) -> bool {
+        let mut state = self.state();
+        let hangs = state.under_way > 0 && state.since.elapsed() >= self.patience;
+        if hangs && !std::mem::replace(&mut state.told, true) {
+            tracing::warn!("{}: the disk does not answer; going on without it until it does", self.name);
+        }
+        hangs
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    fn spend<T: Send + 'static>(self, call: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        spawn_blocking(move || {
+            let given = call();
+            drop(self);
+            given
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.turns.state();
+        state.under_way -= 1;
+        (state.since, state.told) = (Instant::now(), false);
+    }
+}
