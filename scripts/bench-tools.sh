@@ -13,6 +13,7 @@ missing=()
 have ab || missing+=(apache2-utils)
 have curl || missing+=(curl)
 have fio || missing+=(fio)
+have zstd || missing+=(zstd)
 "$PYTHON" -c 'import osgeo.gdal' 2>/dev/null || missing+=(python3-gdal)
 can_make_venv "$PYTHON" || missing+=(python3-venv)
 install_packages "$TOOLS/apt.log" "${missing[@]}"

@@ -13,13 +13,16 @@ cargo build --release --locked --package eo-mount --package eo-mount-bench
 mkdir -p target/bench
 TMPDIR=$(mktemp -d "$PWD/target/bench/.tmp.XXXXXX")
 export TMPDIR
+# For what is not to wait for a disk.
+IN_MEMORY=$(mktemp -d /dev/shm/eo-mount-bench.XXXXXX)
+export IN_MEMORY
 bench=
 end() {
     [ -z "$bench" ] || kill "$bench" 2>/dev/null || true
     while read -r _ mountpoint _; do
         case $mountpoint in "$TMPDIR"/*) fusermount3 -uz "$mountpoint" || true ;; esac
     done </proc/self/mounts
-    rm -rf target/bench/.tmp*
+    rm -rf target/bench/.tmp* "$IN_MEMORY"
 }
 trap end EXIT
 trap 'exit 130' INT TERM

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use eo_mount_testing::files::xattr;
+use eo_mount_testing::fixtures::noise;
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Kind, Matcher, Mounted, ScriptedRegistry, run, sh};
 use tempfile::TempDir;
@@ -485,6 +487,34 @@ fn a_blob_that_changes_after_the_pass_is_an_error_until_it_is_what_it_was() {
         same(&mounted.join("a"), &at.join("tree"), what);
         mounted.unmount();
     }
+}
+
+#[test]
+fn a_byte_that_changes_after_the_pass_is_noticed_though_it_can_be_decoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let (at, bytes) = (folder.path(), noise(5, 6_000_000));
+    fs::write(at.join("noise"), &bytes).unwrap();
+    sh(at, "tar -cf a.tar noise; gzip -1 a.tar");
+    let registry = ScriptedRegistry::start();
+    let (home, packed) = (Home::new(), fs::read(at.join("a.tar.gz")).unwrap());
+    let artifact = Artifact::new().layer(Some("a.tar.gz"), GZIP_TYPE, packed.clone());
+    let digest = artifact.layers()[0].digest.clone();
+    artifact.push(&registry, "d", "t");
+    let mount = || call(&registry, "d:t").home(&home).arg("--no-disk-cache").mount();
+    assert!(fs::read(mount().join("a/noise")).unwrap() == bytes);
+    // Noise is stored as it is.
+    let mut changed = packed.clone();
+    changed[packed.len() / 2] ^= 1;
+    registry.put_blob_as(&digest, changed);
+    let mounted = mount();
+    let error = fs::read(mounted.join("a/noise")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    let reason = "its content is not what it was when the layer was first read";
+    assert!(mounted.log().contains(reason), "{}", mounted.log());
+    assert!(xattr(mounted.join("a"), "user.eo.error").is_some_and(|error| error.contains(reason)));
+    registry.put_blob_as(&digest, packed);
+    assert!(fs::read(mounted.join("a/noise")).unwrap() == bytes);
+    assert_eq!(xattr(mounted.join("a"), "user.eo.error"), None);
 }
 
 #[test]

@@ -528,3 +528,72 @@ fn name_and_password_belong_together() {
         assert!(said.stderr.contains(hint) && !said.stderr.contains(PASSWORD), "{}", said.stderr);
     }
 }
+
+#[test]
+fn a_token_that_is_refused_for_one_repository_is_got_for_another() {
+    let tokens = TokenServer::start();
+    let registry = RealRegistry::of(Program::DockerRegistry).token(&tokens).start();
+    let home = Home::new();
+    fs::write(home.path().join("a.tar"), [7; 10 << 10]).unwrap();
+    let push = |name: &str, more: &[&str]| {
+        let call = verb(&home, &["push", &registry.reference(name), "a.tar", "--json", "--jobs", "1"]).args(more);
+        call.current_dir(home.path()).env("DOCKER_CONFIG", registry.docker_config()).output().expect_success("push")
+    };
+    push("open:v1", &[]);
+    tokens.refuse("secret");
+    let pushed = push("own:v1", &["--mount-from", "secret", "--mount-from", "open"]).text();
+    assert!(tokens.asked().iter().any(|asked| asked.status == 403), "{:?}", tokens.asked());
+    assert!(pushed.contains("\"sent\":0"), "{pushed}");
+}
+
+/// Types name and password at a terminal of its own when it is asked, the password not before it is hidden. Arguments: name,
+/// password, program and its arguments.
+const TERMINAL: &str = r#"
+import os, pty, sys, termios, time
+answers = [(b"Username: ", sys.argv[1], True), (b"Password: ", sys.argv[2], False)]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[3], sys.argv[3:])
+said, seen = b"", 0
+while True:
+    try:
+        said += os.read(terminal, 1024)
+    except OSError:
+        break
+    if answers and answers[0][0] in said[seen:]:
+        _, answer, echo = answers.pop(0)
+        while bool(termios.tcgetattr(terminal)[3] & termios.ECHO) != echo:
+            time.sleep(0.01)
+        seen = len(said)
+        os.write(terminal, answer.encode() + b"\n")
+sys.stdout.buffer.write(said)
+sys.stdout.flush()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+#[test]
+fn a_terminal_is_asked_for_name_and_password_and_does_not_show_the_password() {
+    let registry = basic();
+    let home = Home::new();
+    let login = |password: &str| {
+        let mut command = Command::new(tools::python());
+        command.args([
+            "-c",
+            TERMINAL,
+            USERNAME,
+            password,
+            env!("CARGO_BIN_EXE_eo-mount"),
+            "login",
+            &registry.address(),
+        ]);
+        command.env_clear().env("HOME", home.path()).env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        run(&mut command, LONG)
+    };
+    let empty = login("");
+    assert!(empty.code == 2 && empty.text().contains("nothing was typed"), "{}", empty.text());
+    let wrong = login("wrong");
+    assert!(wrong.code == 1 && wrong.text().contains("refuses"), "{}", wrong.text());
+    let said = login(PASSWORD).expect_success("login").text();
+    assert!(said.contains("Login Succeeded") && !said.contains(PASSWORD), "{said}");
+    lists(ls(&registry, &home));
+}

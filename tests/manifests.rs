@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use eo_mount_testing::files::{pread, xattr};
 use eo_mount_testing::fixtures::{RawTar, noise};
+use eo_mount_testing::namespace::{self, in_own_namespace};
 use eo_mount_testing::{
     ALWAYS, Artifact, Descriptor, EoMount, Fault, Finished, Home, Kind, Matcher, Mounted, RealRegistry,
     ScriptedRegistry, sha256,
@@ -429,10 +430,8 @@ fn blobs_with_sha512_digests_are_read_checked_and_kept() {
 
 // References and time.
 
-#[test]
-fn a_registry_with_an_ipv6_address_is_mounted() {
-    let registry = ScriptedRegistry::start();
-    artifact("by IPv6").push(&registry, "data", "v1");
+/// A port of `::1` alone, from which a registry is reached.
+fn by_ipv6(registry: &ScriptedRegistry) -> u16 {
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).expect("IPv6 on the loopback interface");
     let port = listener.local_addr().unwrap().port();
     let to = registry.address();
@@ -447,8 +446,29 @@ fn a_registry_with_an_ipv6_address_is_mounted() {
             }
         }
     });
-    let mounted = mount(format!("[::1]:{port}/data:v1")).mount();
+    port
+}
+
+#[test]
+fn a_registry_with_an_ipv6_address_is_mounted() {
+    let registry = ScriptedRegistry::start();
+    artifact("by IPv6").push(&registry, "data", "v1");
+    let mounted = mount(format!("[::1]:{}/data:v1", by_ipv6(&registry))).mount();
     assert_eq!(fs::read(mounted.join("data/file")).unwrap(), b"by IPv6");
+}
+
+#[test]
+fn a_registry_whose_name_has_an_ipv6_address_alone_is_mounted() {
+    in_own_namespace("a_registry_whose_name_has_an_ipv6_address_alone_is_mounted", || {
+        let registry = ScriptedRegistry::start();
+        artifact("by IPv6").push(&registry, "data", "v1");
+        let hosts = tempfile::NamedTempFile::new().unwrap();
+        fs::write(hosts.path(), "127.0.0.1 localhost\n::1 ipv6.example\n").unwrap();
+        namespace::mount(&["--bind", hosts.path().to_str().unwrap()], Path::new("/etc/hosts"));
+        let port = by_ipv6(&registry);
+        let mounted = mount(format!("ipv6.example:{port}/data:v1")).arg("--plain-http").mount();
+        assert_eq!(fs::read(mounted.join("data/file")).unwrap(), b"by IPv6");
+    });
 }
 
 #[test]

@@ -153,6 +153,65 @@ fn a_dead_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
     scene.read_all(&mounted, || {});
 }
 
+/// A registry whose blobs lie elsewhere, where they are no more. 14 reads, each asked for twice by the kernel: with timeouts
+/// they would take a minute.
+#[track_caller]
+fn a_storage_that_is_gone_costs_a_new_read_no_timeout(
+    go: impl FnOnce(&ScriptedRegistry),
+    come_back: impl FnOnce(&ScriptedRegistry),
+) {
+    let (scene, storage) = (Scene::new(), ScriptedRegistry::start());
+    scene.registry.keep_blobs_at(&storage);
+    let mounted = scene.mount(&["--timeout", "4s"]);
+    scene.read_at(&mounted, 15).unwrap();
+    go(&storage);
+    let is_dead = || mounted.log().contains("no answer from 127.0.0.1");
+    let mut longest = Duration::ZERO;
+    assert!(wait_until(LONG, || {
+        let start = Instant::now();
+        let _ = scene.read_at(&mounted, 0);
+        longest = longest.max(start.elapsed());
+        is_dead()
+    }));
+    assert!(longest < SOON, "{longest:?}");
+    scene.registry.reset();
+    let start = Instant::now();
+    for reader in 1..15 {
+        assert!(scene.read_at(&mounted, reader).is_err());
+    }
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(scene.registry.blob_requests() <= 2 * 14, "{}", scene.registry.blob_requests());
+    come_back(&storage);
+    assert!(wait_until(SOON, || scene.read_at(&mounted, 0).is_ok()), "{}", mounted.log());
+    scene.read_all(&mounted, || {});
+}
+
+#[test]
+fn a_dead_storage_behind_a_living_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
+    a_storage_that_is_gone_costs_a_new_read_no_timeout(ScriptedRegistry::go_down, ScriptedRegistry::come_up);
+}
+
+#[test]
+fn a_hanging_storage_behind_a_living_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
+    let hang = |storage: &ScriptedRegistry| drop(storage.fault(Matcher::any(), Fault::Stall, ALWAYS));
+    a_storage_that_is_gone_costs_a_new_read_no_timeout(hang, ScriptedRegistry::clear_faults);
+}
+
+#[test]
+fn blobs_that_moved_while_their_storage_was_dead_are_read_from_the_other() {
+    let (scene, [first, second]) = (Scene::new(), std::array::from_fn(|_| ScriptedRegistry::start()));
+    scene.registry.keep_blobs_at(&first);
+    let mounted = scene.mount(&["--timeout", "4s"]);
+    scene.read_at(&mounted, 15).unwrap();
+    first.go_down();
+    assert!(wait_until(LONG, || {
+        let _ = scene.read_at(&mounted, 0);
+        mounted.log().contains("no answer from 127.0.0.1")
+    }));
+    scene.registry.keep_blobs_at(&second);
+    scene.read_all(&mounted, || {});
+}
+
 #[test]
 fn a_blob_that_hangs_does_not_make_the_registry_dead() {
     let scene = Scene::new();
@@ -251,4 +310,34 @@ fn a_slow_link_is_read_from_start_to_end_though_all_of_it_takes_longer_than_the_
             });
         }
     });
+}
+
+#[test]
+fn one_reader_uses_few_connections_where_one_fills_the_line_and_more_where_each_is_slow() {
+    let megabits = 1_000_000;
+    let used = |per_connection: Option<u64>| {
+        let registry = ScriptedRegistry::start();
+        let layer = Artifact::new().layer(Some("a.bin"), "application/octet-stream", noise(3, 144 << 20));
+        layer.push(&registry, "pastis", "t");
+        let (round_trip, line) = (Duration::from_millis(20), Some(160 * megabits));
+        let shape = Shape { round_trip, bits_per_second: line, per_connection, ..Shape::default() };
+        let link = Link::new(registry.address(), shape);
+        let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), link.reference("pastis:t")).mount();
+        let file = std::fs::File::open(mounted.join("a.bin")).unwrap();
+        let mut piece = vec![0; 1 << 20];
+        let mut read = |from: u64, to: u64| {
+            (from..to).for_each(|mebibyte| file.read_exact_at(&mut piece, mebibyte << 20).unwrap());
+        };
+        read(0, 112);
+        let before = link.bytes_down_of_each();
+        read(112, 144);
+        let after = link.bytes_down_of_each();
+        after
+            .iter()
+            .zip(before.iter().chain(std::iter::repeat(&0)))
+            .filter(|(after, before)| **after > **before + (1 << 20))
+            .count()
+    };
+    let (few, more) = (used(None), used(Some(32 * megabits)));
+    assert!(few <= 6 && more >= 7, "{few} and {more} connections");
 }

@@ -377,7 +377,7 @@ fn an_outage_when_an_upload_is_to_go_on_does_not_begin_it_again() {
 #[test]
 fn what_is_kept_of_an_upload_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
-    let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(20 * MIB));
+    let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(40 * MIB));
     registry.take_uploads(Takes::default());
     registry.fault(Matcher::kind(Kind::Upload).method("PATCH"), Fault::status(403), ALWAYS);
     let said = publisher.refused(&[&registry.reference("pastis:1"), "big.tar"]);
@@ -424,14 +424,14 @@ fn servers_that_are_busy_are_asked_again() {
 #[test]
 fn registries_without_chunks_get_the_blob_in_one_request_and_that_is_said() {
     for takes in [Takes { chunks: false, ..Takes::default() }, Takes { least: Some(1 << 30), ..Takes::default() }] {
-        let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(20 * MIB));
+        let (registry, publisher) = (ScriptedRegistry::start(), Publisher::of_large_layer(40 * MIB));
         let says = !takes.chunks;
         registry.take_uploads(takes);
         let (pushed, said) = publisher.push(&[&registry.reference("pastis:1"), "big.tar"]);
         assert!(registry.blob(pushed["blobs"][1]["digest"].as_str().unwrap()).is_some());
         assert_eq!(said.contains("the registry takes no chunks"), says, "{said}");
         let puts = registry.requests_of(Kind::Upload).into_iter().filter(|request| request.method == "PUT");
-        assert_eq!(puts.map(|request| request.received).max(), Some(20 * MIB));
+        assert_eq!(puts.map(|request| request.received).max(), Some(40 * MIB));
     }
 }
 

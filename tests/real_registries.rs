@@ -101,6 +101,23 @@ fn docker_registry_with_tls_and_a_login_is_read_whole() {
 }
 
 #[test]
+fn a_registry_that_speaks_http_2_alone_is_written_and_read_whole() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.issue("registry", "IP:127.0.0.1,DNS:localhost", None));
+    let registry = RealRegistry::of(Program::Referrers).guard(&Guard { tls, ..Guard::default() }).start();
+    let (dataset, authority) = (Dataset::new(), certificates.authority().display().to_string());
+    let from = format!("oci:{}/sample/pastis:sample", tools::project().display());
+    let to = registry.reference(NAME);
+    // Two bodies over one connection wait for each other in this registry, which reads them under a lock.
+    let copy = ["copy", &from, &to, "--ca-file", &authority, "--jobs", "1"];
+    EoMount::bare(env!("CARGO_BIN_EXE_eo-mount")).args(copy).output().expect_success("copy");
+    assert!(registry.log().contains("PUT /v2/pastis-2433/manifests/sample"), "{}", registry.log());
+    for _ in 0..2 {
+        dataset.assert_read_whole(eo_mount(&to).args(["--ca-file", &authority]).mount());
+    }
+}
+
+#[test]
 fn nginx_as_the_end_of_tls_is_read_whole() {
     let (registry, certificates) = (RealRegistry::start(), Certificates::new());
     let dataset = Dataset::pushed_to(&registry);

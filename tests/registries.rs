@@ -10,7 +10,9 @@ use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar_plan};
 use eo_mount_testing::scripted_registry::CONFIG_TYPE;
 use eo_mount_testing::scripted_registry::profiles::{self, Parts, Profile};
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Finished, Kind, Matcher, Mounted, ScriptedRegistry, run};
+use eo_mount_testing::{
+    ALWAYS, Artifact, EoMount, Fault, Finished, Home, Kind, Matcher, Mounted, ScriptedRegistry, Takes, run,
+};
 
 const CONFIG: &str = r#"{"dataset":"PASTIS"}"#;
 /// Everything ends sooner, by far.
@@ -39,6 +41,8 @@ everything_is_read_from!(
     docker_hub,
     amazon_ecr,
     ghcr,
+    gitlab,
+    azure,
     artifactory,
     google_artifact_registry,
     object_store_behind_nginx,
@@ -225,6 +229,30 @@ fn signatures_and_tokens_are_in_no_log_at_any_level_and_in_no_error() {
 }
 
 // Servers without ranges.
+
+#[test]
+fn without_ranges_no_more_layers_are_downloaded_at_once_than_connections() {
+    let registry = ScriptedRegistry::start();
+    let contents: Vec<_> = (0..10).map(|seed| noise(seed, 6 << 20)).collect();
+    let mut artifact = Artifact::new().config(CONFIG, CONFIG_TYPE);
+    for (number, content) in contents.iter().enumerate() {
+        artifact = artifact.layer(Some(&format!("{number}.bin")), "application/octet-stream", content.clone());
+    }
+    artifact.push(&registry, "pastis", "t");
+    registry.fault(Matcher::blobs(), Fault::IgnoreRange, ALWAYS);
+    let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), registry.reference("pastis:t"));
+    let mounted = call.args(["--connections", "2", "--no-disk-cache", "--timeout", "20s"]).mount();
+    for round in 1..3_u64 {
+        for (number, content) in contents.iter().enumerate() {
+            let at = round << 20;
+            let bytes = pread(mounted.join(format!("{number}.bin")), at..at + 4096);
+            let bytes = bytes.unwrap_or_else(|error| panic!("{error}\n{}", mounted.log()));
+            assert!(bytes == content[at as usize..][..4096]);
+            // Downloads, requests that may begin others, and connections that are kept for later.
+            assert!(registry.open_connections() <= 3 * 2, "{} at once", registry.open_connections());
+        }
+    }
+}
 
 #[test]
 fn without_ranges_a_layer_is_downloaded_once_and_that_is_told_once() {
@@ -441,10 +469,27 @@ fn registries_conf_rewrites_locations_names_mirrors_and_blocks() {
     assert!(refused.code != 0 && refused.stderr.contains("not a valid registries.conf"), "{}", refused.stderr);
 }
 
-// HTTP/2.
+// What servers do not know.
 
 #[test]
-fn a_server_that_speaks_http_2_alone_is_named() {
+fn a_registry_that_takes_no_head_is_asked_by_get_what_it_has() {
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    registry.take_uploads(Takes::default());
+    std::fs::write(home.path().join("a.tar"), noise(1, 10 << 10)).unwrap();
+    let refused = registry.fault(Matcher::any().method("HEAD"), Fault::status(405), ALWAYS);
+    let push = || {
+        let call = EoMount::bare(env!("CARGO_BIN_EXE_eo-mount")).home(&home).current_dir(home.path());
+        call.args(["push", &registry.reference("a:v1"), "a.tar", "--json"]).output().expect_success("push").text()
+    };
+    assert!(push().contains("sent"));
+    let received = registry.received();
+    let again = push();
+    assert!(again.contains("exists") && refused.met() > 1, "{again}");
+    assert_eq!(registry.received(), received);
+}
+
+#[test]
+fn a_server_that_speaks_no_http_that_we_know_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let made = run(
         Command::new("openssl").current_dir(directory.path()).args([
@@ -470,7 +515,7 @@ fn a_server_that_speaks_http_2_alone_is_named() {
     // Free a moment ago; should another take it, openssl says so.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut server = Command::new("openssl");
-    server.current_dir(directory.path()).args(["s_server", "-alpn", "h2", "-quiet", "-accept"]);
+    server.current_dir(directory.path()).args(["s_server", "-alpn", "spdy/3", "-quiet", "-accept"]);
     server.arg(format!("127.0.0.1:{port}")).args(["-cert", "cert.pem", "-key", "key.pem"]);
     let _server = Server(server.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     assert!(wait_until(SOON, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()), "openssl does not listen");
@@ -478,7 +523,7 @@ fn a_server_that_speaks_http_2_alone_is_named() {
     let mounted = scene.call().arg("--mirror").arg(format!("https://127.0.0.1:{port}")).mount();
     scene.compare(&mounted);
     let log = mounted.log();
-    assert!(log.contains("the server speaks HTTP/2 alone"), "{log}");
+    assert!(log.contains("the server speaks neither HTTP/1.1 nor HTTP/2"), "{log}");
 }
 
 /// Killed when dropped.

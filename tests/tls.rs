@@ -87,8 +87,18 @@ fn what_registries_conf_calls_insecure_may_show_any_certificate_or_speak_plain_h
         let files = tempfile::tempdir().unwrap();
         std::fs::write(files.path().join("x"), "content").unwrap();
         registry.push_with_oras(files.path(), "data:v1", &["x"]);
-        let said = ls(&reference, &Home::new()).env("CONTAINERS_REGISTRIES_CONF", conf.path()).output();
+        let home = Home::new();
+        let said = ls(&reference, &home).env("CONTAINERS_REGISTRIES_CONF", conf.path()).output();
         assert_eq!((said.code, said.text().as_str()), (0, "config.json\nx\n"), "{}", said.stderr);
+        let how = if guard.tls.is_some() { "its certificate is not checked" } else { "it is spoken to without TLS" };
+        assert_eq!(said.stderr.matches("(insecure)").count(), 1, "{}", said.stderr);
+        assert!(said.stderr.contains(how), "{}", said.stderr);
+        let copy = EoMount::bare(env!("CARGO_BIN_EXE_eo-mount")).home(&home).args([
+            "copy",
+            &reference,
+            &format!("{location}/copy:v1"),
+        ]);
+        copy.env("CONTAINERS_REGISTRIES_CONF", conf.path()).output().expect_success("copy");
     }
 }
 

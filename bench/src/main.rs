@@ -10,6 +10,7 @@ mod read;
 mod report;
 mod site;
 mod storage;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -19,7 +20,8 @@ use crate::harness::{Bench, Runs};
 use crate::report::Report;
 
 fn main() -> ExitCode {
-    let keys: &'static [&'static str] = index::KEYS.iter().chain(&read::KEYS).copied().collect::<Vec<_>>().leak();
+    let keys: &'static [&'static str] =
+        index::KEYS.iter().chain(&read::KEYS).chain(&transfer::KEYS).copied().collect::<Vec<_>>().leak();
     let setting = match peers::versions() {
         Ok(versions) => machine().into_iter().chain(versions).collect(),
         Err(missing) => {
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let mut bench = Bench::new(only, runs, Report::new(docs, setting, keys));
     index::run(&mut bench);
     read::run(&mut bench, seconds);
+    transfer::run(&mut bench);
     if variable("KEEP").is_empty() {
         // An error says that there is nothing.
         let _ = std::fs::remove_dir_all(site::folder());

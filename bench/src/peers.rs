@@ -46,6 +46,9 @@ fn all() -> Vec<(&'static str, Command, &'static str)> {
         ("ab", command("ab".into(), &["-V"]), "apt-get install apache2-utils"),
         ("curl", command("curl".into(), &["--version"]), "apt-get install curl"),
         ("zcat", command("zcat".into(), &["--version"]), "apt-get install gzip"),
+        ("tar", command("tar".into(), &["--version"]), "apt-get install tar"),
+        ("sha256sum", command("sha256sum".into(), &["--version"]), "apt-get install coreutils"),
+        ("zstd", command("zstd".into(), &["--version"]), "apt-get install zstd"),
         ("fusermount3", command("fusermount3".into(), &["--version"]), "apt-get install fuse3"),
     ]
 }
@@ -176,8 +179,15 @@ pub fn find(folder: &Path) -> usize {
 
 /// With an end, and straight to the registry.
 pub fn patient(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("timeout");
-    command.arg(PATIENCE).arg(program).stdin(Stdio::null()).env("LC_ALL", "C");
+    let mut command = straight("timeout");
+    command.arg(PATIENCE).arg(program);
+    command
+}
+
+/// Not through a proxy of this machine.
+pub fn straight(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).env("LC_ALL", "C");
     for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         command.env_remove(proxy);
     }

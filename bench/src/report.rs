@@ -21,10 +21,13 @@ pub struct Figures {
     /// Bytes from the registry, HTTP's headers included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Resident memory of the process that serves the mount.
+    /// CPU time, of user and system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+    /// Resident memory of the process that serves the mount, or does the work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
-    /// Bytes of disk in the cache folder.
+    /// Bytes of disk in the cache folder, or of what was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<u64>,
 }
@@ -33,11 +36,12 @@ pub struct Figures {
 type Column = (&'static str, fn(&Row) -> Option<String>);
 
 /// In those tables where somebody has something to say.
-const COLUMNS: [Column; 4] = [
+const COLUMNS: [Column; 5] = [
+    ("CPU time", |row| row.cpu().map(|seconds| format!("{seconds:.1} s"))),
     ("requests", |row| row.requests().map(count)),
     ("from the registry", |row| row.bytes().map(bytes)),
     ("memory", |row| row.memory().map(bytes)),
-    ("cache folder", |row| row.disk().map(bytes)),
+    ("on disk", |row| row.disk().map(bytes)),
 ];
 
 fn to_microseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -190,6 +194,10 @@ impl Row {
         median(self.runs.iter().map(|run| run.seconds)).unwrap_or(f64::NAN)
     }
 
+    pub fn cpu(&self) -> Option<f64> {
+        median(self.runs.iter().filter_map(|run| run.cpu))
+    }
+
     pub fn requests(&self) -> Option<f64> {
         self.median(|run| run.requests)
     }
@@ -225,10 +233,13 @@ impl fmt::Display for Figures {
             seconds if seconds < 0.01 => write!(f, "{:.1} µs", 1e6 * seconds)?,
             seconds => write!(f, "{seconds:.3} s")?,
         }
+        if let Some(cpu) = self.cpu {
+            write!(f, ", {cpu:.2} s of CPU")?;
+        }
         if let Some(requests) = self.requests {
             write!(f, ", {requests} requests")?;
         }
-        for (number, what) in [(self.bytes, ""), (self.memory, " of memory"), (self.disk, " in the cache folder")] {
+        for (number, what) in [(self.bytes, ""), (self.memory, " of memory"), (self.disk, " on disk")] {
             if let Some(number) = number {
                 write!(f, ", {}{what}", bytes(number as f64))?;
             }

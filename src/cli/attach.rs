@@ -8,14 +8,15 @@ use std::time::SystemTime;
 
 use clap::Parser;
 
+use super::annotations::annotate;
 use super::common::Common;
 use super::failure::Failure;
 use super::interrupt::until_signal;
 use super::push;
 use crate::cache::Uploads;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::mount::{Options, Repository};
-use crate::oci::{Descriptor, Digest, LayoutReference, Reference, Referrer, RegistryReference};
+use crate::oci::{Digest, LayoutReference, Reference, Referrer, RegistryReference};
 use crate::transfer::copy::to_layout;
 use crate::transfer::push::{Artifact, Files, Moved, Push};
 use crate::transfer::{LayoutWriter, list_by_tag};
@@ -73,7 +74,7 @@ impl Command {
         let (subject, _) = repository.root(&options).await.map_err(failed)?;
         let layers = self.files.iter().map(|file| push::layer(file, self.disable_path_validation));
         let mut layers: Vec<_> = layers.collect::<Result<_, _>>().map_err(failed)?;
-        let annotated = push::annotate(&mut layers, &self.annotation, self.annotation_file.as_deref());
+        let annotated = annotate(&mut layers, &self.annotation, self.annotation_file.as_deref());
         let [annotations, config_annotations] = annotated.map_err(failed)?;
         let files = Files {
             layers,
@@ -83,7 +84,8 @@ impl Command {
             config_annotations,
             ..Files::default()
         };
-        let (digest, place) = send(&files, &subject, &self.reference, &repository, &options).await?;
+        let reference = self.reference.parse().map_err(failed)?;
+        let (digest, place) = send(&files, &subject.digest, &repository, &reference, &options).await?;
         match writeln!(io::stdout(), "{digest}\nattached to {place}@{}", subject.digest) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
             _ => Ok(()),
@@ -91,48 +93,49 @@ impl Command {
     }
 }
 
-/// Attaches files to `subject`, in the place that `reference` names; the digest of their manifest, and that place.
+/// Sends what has a subject, and sees to it that it is found; the digest of its manifest, and where it is.
 pub async fn send(
     files: &Files,
-    subject: &Descriptor,
-    reference: &str,
+    subject: &Digest,
     repository: &Repository,
+    reference: &Reference,
     options: &Options,
 ) -> Result<(Digest, String), Failure> {
     let failed = |error: Error| Failure::artifact(&error);
     let moved: Moved = Arc::new(|_| {});
     let artifact = files.read(JOBS, SystemTime::now(), &moved).await.map_err(failed)?;
+    let digest = artifact.root().digest.clone();
     let stop = Arc::default();
-    let place = match reference.parse().map_err(failed)? {
+    let place = match reference {
         Reference::Registry(reference) => {
-            let attaching = in_registry(&reference, repository, options, &artifact, subject, &stop, &moved);
-            until_signal(&stop, attaching).await?.map_err(failed)?;
+            let sending = to_registry(&artifact, subject, repository, reference, options, &stop, &moved);
+            until_signal(&stop, sending).await?.map_err(failed)?;
             format!("{}/{}", reference.registry, reference.repository)
         }
         Reference::Layout(LayoutReference { directory, .. }) => {
-            let layout = LayoutWriter::open(&directory).map_err(failed)?;
-            let attaching = to_layout(&artifact, &layout, None, JOBS, &stop, &moved);
-            until_signal(&stop, attaching).await?.map_err(failed)?;
+            let layout = LayoutWriter::open(directory).map_err(failed)?;
+            let sending = to_layout(&artifact, &layout, None, JOBS, &stop, &moved);
+            until_signal(&stop, sending).await?.map_err(failed)?;
             format!("oci:{}", directory.display())
         }
     };
-    Ok((artifact.root().digest.clone(), place))
+    Ok((digest, place))
 }
 
-async fn in_registry(
-    reference: &RegistryReference,
-    repository: &Repository,
-    options: &Options,
+async fn to_registry(
     artifact: &Artifact,
-    subject: &Descriptor,
+    subject: &Digest,
+    repository: &Repository,
+    reference: &RegistryReference,
+    options: &Options,
     stop: &Arc<AtomicBool>,
     moved: &Moved,
-) -> Result<()> {
+) -> Result<(), Error> {
     let Some(registry) = repository.registry().cloned() else {
         return Err(Error::new(ErrorKind::Usage, "--offline", "nothing can be attached without a network"));
     };
     let root = artifact.root();
-    let referrer = Referrer::of_manifest(&root.bytes, &root.digest, &subject.digest)
+    let referrer = Referrer::of_manifest(&root.bytes, &root.digest, subject)
         .ok_or_else(|| Error::new(ErrorKind::Io, &root.digest, "it would not be attached"))?;
     let push = Push {
         registry: Arc::clone(&registry),
@@ -144,5 +147,5 @@ async fn in_registry(
         timeout: options.timeout,
     };
     push.run(artifact, moved).await?;
-    list_by_tag(&registry, &subject.digest, &referrer, options.timeout).await
+    list_by_tag(&registry, subject, &referrer, options.timeout).await
 }

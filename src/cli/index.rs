@@ -77,6 +77,7 @@ impl Command {
 
     async fn index(&self) -> Result<(), Failure> {
         let options = self.common.options()?;
+        // Before anything is indexed in vain.
         let Some(folder) = &options.cache_dir else {
             let error = Error::new(ErrorKind::Usage, "index", "there is no cache folder to keep an index in");
             return Err(Failure::usage(&error.hint("give one with --cache-dir, or set HOME")));
@@ -136,6 +137,7 @@ impl Command {
     /// The digests of what was attached.
     async fn attach(&self, mount: &Mount, options: &Options, tell: impl Fn(String)) -> Result<Vec<String>, Failure> {
         let failed = |error: Error| Failure::artifact(&error);
+        let reference = self.reference.parse().map_err(failed)?;
         let attachments = mount.attachments(self.digests, tell).await.map_err(failed)?;
         if attachments.is_empty() {
             let error =
@@ -153,7 +155,7 @@ impl Command {
                 subject: Some(subject.clone()),
                 ..Files::default()
             };
-            let (digest, _) = attach::send(&files, &subject, &self.reference, mount.repository(), options).await?;
+            let (digest, _) = attach::send(&files, &subject.digest, mount.repository(), &reference, options).await?;
             attached.push(digest.to_string());
         }
         Ok(attached)

@@ -2,6 +2,7 @@
 //! Called by `main.rs`; may use every layer below.
 
 mod access;
+mod annotations;
 mod attach;
 mod background;
 mod cache;

@@ -1,7 +1,7 @@
 //! `eo-mount push`: sends an artifact to a registry.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,6 +11,7 @@ use clap::Parser;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::annotations::annotate;
 use super::common::Common;
 use super::failure::Failure;
 use super::interrupt::until_signal;
@@ -36,8 +37,6 @@ const LAYERS: [(&str, &str); 5] = [
     (".tar.zst", "application/vnd.oci.image.layer.v1.tar+zstd"),
     (".tzst", "application/vnd.oci.image.layer.v1.tar+zstd"),
 ];
-/// Bytes.
-const LARGEST_ANNOTATIONS: u64 = 16 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -271,29 +270,6 @@ impl Command {
     }
 }
 
-/// What `--annotation` and `--annotation-file` give to layers, and what to manifest and config.
-pub fn annotate(
-    layers: &mut [FileLayer],
-    annotation: &[(String, String)],
-    file: Option<&Path>,
-) -> Result<[BTreeMap<String, String>; 2]> {
-    let mut given = file.map_or_else(|| Ok(BTreeMap::new()), read_annotations)?;
-    let mut annotations = given.remove("$manifest").unwrap_or_default();
-    for (key, value) in annotation {
-        if annotations.insert(key.clone(), value.clone()).is_some() {
-            return Err(Error::new(ErrorKind::Usage, key, "this annotation is given twice"));
-        }
-    }
-    let config_annotations = given.remove("$config").unwrap_or_default();
-    for layer in layers {
-        layer.annotations = given.remove(&layer.title).unwrap_or_default();
-    }
-    if let Some(name) = given.keys().next() {
-        tracing::warn!("{}: annotations of no file that is pushed", crate::error::printable(name));
-    }
-    Ok([annotations, config_annotations])
-}
-
 pub fn moved_in(bar: &ProgressBar) -> Moved {
     let bar = bar.clone();
     Arc::new(move |bytes: i64| match u64::try_from(bytes) {
@@ -351,17 +327,6 @@ fn clean(path: &str) -> String {
         (false, true) => ".".to_owned(),
         _ => joined,
     }
-}
-
-fn read_annotations(path: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
-    let wrong = |cause: &dyn std::fmt::Display| {
-        let cause = format!("not a file of annotations: {cause}");
-        Error::new(ErrorKind::Usage, path.display(), cause).hint(r#"write {"$manifest": {"KEY": "VALUE"}}"#)
-    };
-    let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(LARGEST_ANNOTATIONS).read_to_string(&mut text));
-    read.map_err(|error| wrong(&error))?;
-    serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
 impl Summary {

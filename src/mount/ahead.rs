@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::tree::Node;
 use super::{Attributes, Ino, Kind, Mount, Place, Repository, Resolved};
 use crate::blob::{BlobSource, LocalFiles};
+use crate::cache::MemoryReservation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{LayerIndex, Segment};
 use crate::oci::{Descriptor, Digest};
@@ -76,6 +77,11 @@ impl Mount {
     /// Bytes of a blob as it is, through the chunk cache. Takes as long as the registry takes.
     pub async fn read_blob(&self, blob: &Descriptor, range: Range<u64>) -> Result<Bytes> {
         self.sources.chunks.read(blob, range).await
+    }
+
+    /// Keeps less of what is read in memory, for as long as this lives: for those who read everything once.
+    pub fn read_once(&self) -> Option<MemoryReservation> {
+        self.sources.chunks.reserve(self.sources.chunks.memory() / 2)
     }
 
     /// Blobs as [`Self::read_blob`] reads them.

@@ -166,6 +166,11 @@ impl Layer {
         !self.looked_into.load(Relaxed) && !self.looked_into.swap(true, Relaxed)
     }
 
+    /// Bytes of its content were wrong, or no more.
+    pub fn note_read(&self, error: Option<&Error>) {
+        self.state().error = error.cloned();
+    }
+
     pub fn error(&self) -> Option<Error> {
         self.state().error.clone()
     }

@@ -41,11 +41,11 @@ impl Mount {
             }
             Place::Entry { layer, entry } => {
                 let contents = self.contents(layer).await?;
-                if contents.is_proven(entry) {
-                    return self.read_in_time(&contents.blob.digest, contents.read(entry, range)).await;
-                }
-                // The header lies in the chunk before the data, if not in the same one: no round trip more.
-                let both = async {
+                let read = async {
+                    if contents.is_proven(entry) {
+                        return contents.read(entry, range).await;
+                    }
+                    // The header lies in the chunk before the data, if not in the same one: no round trip more.
                     let (proven, bytes) = tokio::join!(self.proven(layer, entry), contents.read(entry, range.clone()));
                     let proven = proven?;
                     match Arc::ptr_eq(&proven, &contents) {
@@ -53,7 +53,13 @@ impl Mount {
                         false => proven.read(entry, range).await,
                     }
                 };
-                self.read_in_time(&contents.blob.digest, both).await
+                let read = self.read_in_time(&contents.blob.digest, read).await;
+                match &read {
+                    Ok(_) => self.layer(layer)?.note_read(None),
+                    Err(error) if error.kind == ErrorKind::Corrupt => self.layer(layer)?.note_read(Some(error)),
+                    Err(_) => {}
+                }
+                read
             }
         }
     }

@@ -42,6 +42,7 @@ impl Options {
             access: self.access.clone(),
             timeout: self.timeout,
             connections: self.connections,
+            memory: self.memory,
             bandwidth: self.bandwidth,
             mirrors: self.mirrors.clone(),
             require_ranges: self.require_ranges,

@@ -1,6 +1,7 @@
 //! Extended attributes: what the manifest says of a layer, why it failed, and what the archive brought along.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::json;
@@ -64,12 +65,12 @@ impl Mount {
                 if contents.index.entry(entry).is_some_and(|entry| entry.kind == Kind::File) {
                     xattrs.retain(|(name, _)| !name.starts_with(b"user.eo."));
                     let blob = &self.layer(layer)?.descriptor;
-                    let ranges = self.ranges_of_blob(&contents, entry);
-                    let is_right = self.are_right(blob, &ranges);
-                    let (cached_bytes, is_checked) = self.sources.chunks.kept_on_disk(blob, ranges).await;
-                    xattrs.push(verified(is_checked, is_right));
+                    let plain = Some(&contents).filter(|contents| contents.is_plain(&self.sources));
+                    let ranges = plain.map_or_else(Vec::new, |contents| contents.data_ranges(entry));
+                    let [verified, cached] = self.kept(blob, ranges).await;
+                    xattrs.push(verified);
                     // Of a compressed layer the blob is kept, and no bytes of it are a file's.
-                    xattrs.extend(contents.is_plain(&self.sources).then(|| cached(cached_bytes)));
+                    xattrs.extend(plain.is_some().then_some(cached));
                 }
                 xattrs
             }
@@ -120,23 +121,29 @@ impl Mount {
 
     async fn blob_xattrs(&self, blob: &Descriptor) -> Vec<Xattr> {
         let mut xattrs = described(blob);
-        let all: Vec<_> = std::iter::once(0..blob.size).collect();
-        let is_right = self.are_right(blob, &all);
-        let (cached_bytes, is_checked) = self.sources.chunks.kept_on_disk(blob, all).await;
-        xattrs.extend([verified(is_checked, is_right), cached(cached_bytes)]);
+        xattrs.extend(self.kept(blob, std::iter::once(0..blob.size).collect()).await);
         xattrs
     }
 
-    /// Whether all chunks of these ranges have come with the digests of an index that the user trusts.
-    fn are_right(&self, blob: &Descriptor, ranges: &[Range<u64>]) -> bool {
-        let is_right = |digested: &Digested| ranges.iter().all(|range| digested.is_right(&blob.digest, range));
-        !ranges.is_empty() && self.digested.as_deref().is_some_and(is_right)
+    /// Whether all of the blob was seen to have its digest, or all chunks of these ranges those of an index that the user
+    /// trusts; and how many bytes of the ranges are on disk.
+    async fn kept(&self, blob: &Descriptor, ranges: Vec<Range<u64>>) -> [Xattr; 2] {
+        let is_right = |digested: &Arc<Digested>| ranges.iter().all(|range| digested.is_right(&blob.digest, range));
+        let is_chunk = !ranges.is_empty() && self.digested.as_ref().is_some_and(is_right);
+        let (cached, is_checked) = self.sources.chunks.kept_on_disk(blob, ranges).await;
+        let verified = match (is_checked, is_chunk) {
+            (true, _) => "blob",
+            (_, true) => "chunk",
+            _ => "unverified",
+        };
+        [(b"user.eo.verified".to_vec(), verified.into()), (b"user.eo.cached-bytes".to_vec(), cached.to_string().into())]
     }
+}
 
-    /// Ranges of the layer's blob that are a file's bytes.
-    fn ranges_of_blob(&self, contents: &Contents, file: EntryId) -> Vec<Range<u64>> {
-        let segments = contents.index.segments(file, 0..u64::MAX).filter(|_| contents.is_plain(&self.sources));
-        let data = segments.filter_map(|segment| match segment {
+impl Contents {
+    /// Of the blob.
+    fn data_ranges(&self, file: EntryId) -> Vec<Range<u64>> {
+        let data = self.index.segments(file, 0..u64::MAX).filter_map(|segment| match segment {
             Segment::Data(range) => Some(range),
             Segment::Hole(_) => None,
         });
@@ -154,19 +161,4 @@ fn described(descriptor: &Descriptor) -> Vec<Xattr> {
         xattrs.push((format!("user.oci.annotation.{key}").into(), value.clone().into()));
     }
     xattrs
-}
-
-/// `blob`: all of the blob was seen to have its digest. `chunk`: see [`Mount::are_right`].
-fn verified(is_checked: bool, is_right: bool) -> Xattr {
-    let how: &[u8] = match (is_checked, is_right) {
-        (true, _) => b"blob",
-        (false, true) => b"chunk",
-        (false, false) => b"unverified",
-    };
-    (b"user.eo.verified".to_vec(), how.into())
-}
-
-/// Bytes that are in the cache folder.
-fn cached(bytes: u64) -> Xattr {
-    (b"user.eo.cached-bytes".to_vec(), bytes.to_string().into())
 }

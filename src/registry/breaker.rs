@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::retry::Failure;
 use super::targets::shown;
 use super::traffic::Traffic;
+use super::transport::Clients;
 use crate::error::{Error, ErrorKind};
 
 /// Between two probes while somebody wants the host, and while nobody does.
@@ -28,7 +29,7 @@ const HOSTS: usize = 64;
 
 /// The hosts that one client talks to.
 pub(super) struct Hosts {
-    http: reqwest::Client,
+    http: Clients,
     traffic: Arc<Traffic>,
     /// Told when any host is back.
     back: Arc<Notify>,
@@ -36,7 +37,7 @@ pub(super) struct Hosts {
 }
 
 pub(super) struct Host {
-    http: reqwest::Client,
+    http: Clients,
     probe: Url,
     traffic: Arc<Traffic>,
     back: Arc<Notify>,
@@ -48,6 +49,7 @@ struct State {
     /// Asked for patience until then, with these words.
     patience: Option<(Instant, String)>,
     silence: Option<Silence>,
+    http2: Option<bool>,
 }
 
 /// No connection, or no answer.
@@ -61,7 +63,7 @@ struct Silence {
 }
 
 impl Hosts {
-    pub fn new(http: reqwest::Client, traffic: Arc<Traffic>, back: Arc<Notify>) -> Self {
+    pub fn new(http: Clients, traffic: Arc<Traffic>, back: Arc<Notify>) -> Self {
         Self { http, traffic, back, hosts: Mutex::default() }
     }
 
@@ -99,6 +101,11 @@ impl Host {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Which of the two clients it answered last.
+    pub fn speaks_http2(&self) -> Option<bool> {
+        self.state().http2
+    }
+
     /// Why not to ask this host now, because it wants to be left alone for a while.
     pub fn admit(&self, object: &str) -> Result<(), Failure> {
         let mut state = self.state();
@@ -121,8 +128,13 @@ impl Host {
         }
     }
 
-    pub fn answered(&self) {
-        if let Some(silence) = self.state().silence.take() {
+    pub fn answered(&self, http2: bool) {
+        let silence = {
+            let mut state = self.state();
+            state.http2 = Some(http2);
+            state.silence.take()
+        };
+        if let Some(silence) = silence {
             if silence.exhausted && silence.probed_in_vain {
                 tracing::info!("{}: answers again", shown(&self.probe));
             }
@@ -183,8 +195,10 @@ impl Host {
         self.traffic.request();
         let since = self.state().silence.as_ref().and_then(|silence| silence.since.elapsed().ok());
         let patience = (since.unwrap_or_default() / 4).clamp(PROBE_TIMEOUT[0], PROBE_TIMEOUT[1]);
-        match tokio::time::timeout(patience, self.http.get(self.probe.clone()).send()).await {
-            Ok(Ok(_)) => self.answered(),
+        let http2 = self.speaks_http2().unwrap_or(false);
+        let http = self.http.speaking(http2);
+        match tokio::time::timeout(patience, http.get(self.probe.clone()).send()).await {
+            Ok(Ok(_)) => self.answered(http2),
             _ => {
                 if let Some(silence) = &mut self.state().silence {
                     silence.probed_in_vain = true;
@@ -212,10 +226,16 @@ async fn probe(host: Weak<Host>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::RegistryOptions;
+    use crate::registry::mirrors::Place;
+    use crate::registry::targets::Targets;
+    use crate::registry::transport::Transport;
 
     fn hosts() -> Hosts {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Hosts::new(reqwest::Client::new(), Arc::default(), Arc::default())
+        let place = Place::registry("127.0.0.1:1");
+        let transport = Transport::new(&place, &RegistryOptions::default()).unwrap();
+        let http = transport.clients(&Targets::new("127.0.0.1", true, false), false).unwrap();
+        Hosts::new(http, Arc::default(), Arc::default())
     }
 
     #[tokio::test]
@@ -229,7 +249,7 @@ mod tests {
         host.try_it().await;
         let error = host.dead("blob").expect("dead").to_string();
         assert!(error.contains("since 2") && error.contains("refused") && !error.contains("secret"), "{error}");
-        host.answered();
+        host.answered(false);
         assert!(host.dead("blob").is_none());
     }
 

@@ -33,6 +33,8 @@ pub struct RegistryOptions {
     pub timeout: Duration,
     /// Most requests under way at once.
     pub connections: usize,
+    /// Bytes of memory that the process may hold.
+    pub memory: u64,
     /// Bytes a second, over all connections.
     pub bandwidth: Option<u64>,
     /// Addresses that are asked before the registry.
@@ -50,6 +52,7 @@ impl Default for RegistryOptions {
             access: Access::default(),
             timeout: Duration::from_secs(60),
             connections: 16,
+            memory: 256 << 20,
             bandwidth: None,
             mirrors: Vec::new(),
             require_ranges: false,
@@ -100,7 +103,7 @@ impl Registry {
             connections: Connections::new(connections),
             require_ranges: options.require_ranges,
             back,
-            streams: Arc::default(),
+            streams: Arc::new(Streams::new(connections, options.memory)),
             mirrors,
             origin,
             reference,
@@ -153,14 +156,6 @@ impl Registry {
         for mirror in &self.mirrors {
             mirror.leave_out(digest);
         }
-    }
-
-    /// Why no one is worth asking now.
-    pub(super) async fn all_dead(&self, digest: &Digest) -> Option<Error> {
-        for mirror in self.mirrors.iter().filter(|mirror| mirror.is_worth_asking(Some(digest))) {
-            mirror.dead(digest.as_str()).await?;
-        }
-        self.origin.dead(digest.as_str()).await
     }
 
     /// A read has waited for all of its time.

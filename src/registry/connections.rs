@@ -42,7 +42,7 @@ struct OfBlob {
 /// Leave to send a request, which ends when it is dropped.
 pub(super) struct Leave<'a> {
     _blob: Arc<OfBlob>,
-    _long: Option<Long>,
+    long: Option<Long>,
     _own: Option<OwnedSemaphorePermit>,
     _all: Option<SemaphorePermit<'a>>,
 }
@@ -50,8 +50,9 @@ pub(super) struct Leave<'a> {
 struct Long {
     blob: Arc<OfBlob>,
     permit: Option<OwnedSemaphorePermit>,
-    length: u64,
     width: Arc<Mutex<Width>>,
+    /// It was sent: whoever gives up while it waits for leave has measured nothing.
+    begun: bool,
 }
 
 impl Connections {
@@ -66,20 +67,20 @@ impl Connections {
     pub async fn acquire(&self, blob: &Digest, length: u64) -> Leave<'_> {
         let blob = self.of(blob);
         // The semaphores are never closed.
-        let long = if length < LONG {
+        let mut long = if length < LONG {
             None
         } else {
-            let waiting = Waiting::new(&self.width);
             let permit = Arc::clone(&blob.long).acquire_owned().await.ok();
-            drop(waiting);
-            Some(Long { blob: Arc::clone(&blob), permit, length, width: Arc::clone(&self.width) })
+            let width = Arc::clone(&self.width);
+            Some(Long { blob: Arc::clone(&blob), permit, width, begun: false })
         };
         let own = Arc::clone(&blob.all).acquire_owned().await.ok();
         let all = self.all.acquire().await.ok();
-        if long.is_some() {
+        if let Some(long) = &mut long {
             lock(&self.width).begins(Instant::now());
+            long.begun = true;
         }
-        Leave { _blob: blob, _long: long, _own: own, _all: all }
+        Leave { _blob: blob, long, _own: own, _all: all }
     }
 
     fn of(&self, blob: &Digest) -> Arc<OfBlob> {
@@ -99,26 +100,22 @@ impl Connections {
     }
 }
 
-/// Somebody waits for leave: the width is what bounds long requests.
-struct Waiting<'a>(&'a Mutex<Width>);
-
-impl<'a> Waiting<'a> {
-    fn new(width: &'a Mutex<Width>) -> Self {
-        lock(width).waiting += 1;
-        Self(width)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        lock(self.0).waiting -= 1;
+impl Leave<'_> {
+    /// So many bytes have come.
+    pub fn received(&self, bytes: usize) {
+        if let Some(long) = &self.long {
+            let mut width = lock(&long.width);
+            width.bytes = width.bytes.saturating_add(bytes as u64);
+        }
     }
 }
 
 impl Drop for Long {
     fn drop(&mut self) {
         let mut width = lock(&self.width);
-        width.ends(Instant::now(), self.length);
+        if self.begun {
+            width.ends(Instant::now());
+        }
         let wanted = width.now;
         drop(width);
         let mut now = lock(&self.blob.width);
@@ -143,13 +140,15 @@ struct Width {
     /// Rounds in which nothing is tried.
     rest: u32,
     under_way: usize,
-    waiting: usize,
+    ended_last: Instant,
     /// Requests from before this round that have not ended.
     earlier: usize,
     /// Of this round.
     since: Instant,
     bytes: u64,
     ended: usize,
+    /// Most at once.
+    used: usize,
 }
 
 impl Width {
@@ -160,59 +159,71 @@ impl Width {
             before: None,
             rest: 1,
             under_way: 0,
-            waiting: 0,
+            ended_last: Instant::now(),
             earlier: 0,
             since: Instant::now(),
             bytes: 0,
             ended: 0,
+            used: 0,
         }
     }
 
     fn begins(&mut self, now: Instant) {
-        if self.under_way == 0 && now.saturating_duration_since(self.since) > IDLE {
-            *self = Self { waiting: self.waiting, ..Self::new(self.most) };
+        let idle = now.saturating_duration_since(self.ended_last);
+        if self.under_way == 0 && idle > IDLE {
+            *self = Self::new(self.most);
+        }
+        // Where nobody asks for a while, the reader would be measured, not the line.
+        if self.under_way == 0 && idle > self.ended_last.saturating_duration_since(self.since) / 10 {
+            self.next_round(now);
+            // From the first end on: before, the line fills.
+            self.earlier = 1;
         }
         self.under_way += 1;
+        self.used = self.used.max(self.under_way);
     }
 
     fn next_round(&mut self, now: Instant) {
-        (self.since, self.bytes, self.ended, self.earlier) = (now, 0, 0, 0);
+        (self.since, self.bytes, self.ended, self.earlier, self.used) = (now, 0, 0, 0, self.under_way);
     }
 
-    fn ends(&mut self, now: Instant, length: u64) {
+    fn ends(&mut self, now: Instant) {
         self.under_way = self.under_way.saturating_sub(1);
-        // What was under way at another width says nothing of this one, and where nobody waits the reader is measured, not
-        // the line.
-        if self.earlier > 0 || self.waiting == 0 {
-            let earlier = self.earlier.saturating_sub(1);
+        self.ended_last = now;
+        // What was under way at another width says nothing of this one.
+        if self.earlier > 0 {
+            let earlier = self.earlier - 1;
             self.next_round(now);
             self.earlier = earlier;
             return;
         }
-        self.bytes = self.bytes.saturating_add(length);
         self.ended += 1;
-        if self.ended < self.now * 2 {
+        if self.ended < self.used * 2 {
             return;
         }
         let rate = self.bytes as f64 / now.saturating_duration_since(self.since).as_secs_f64().max(1e-6);
+        let (width, used) = (self.now, self.used);
         self.next_round(now);
-        let width = self.now;
-        self.judge(rate);
+        self.judge(rate, used);
         if self.now != width {
             self.earlier = self.under_way;
         }
     }
 
-    /// At the end of a round.
-    fn judge(&mut self, rate: f64) {
+    /// At the end of a round, in which so many were used: a single reader may want fewer than there may be.
+    fn judge(&mut self, rate: f64, used: usize) {
         self.rest = self.rest.saturating_sub(1);
         let Some((width, before)) = self.before.take() else {
             if self.rest == 0 {
+                self.now = self.now.min(used);
                 self.try_instead((self.now / 2).max(1), rate);
             }
             return;
         };
-        if self.now < width && rate >= before * ENOUGH || self.now > width && rate >= before * BETTER {
+        if self.now > width && used <= width {
+            // More are not wanted.
+            (self.now, self.rest) = (width, ROUNDS);
+        } else if self.now < width && rate >= before * ENOUGH || self.now > width && rate >= before * BETTER {
             // Further in this direction.
             let next = if self.now < width { (self.now / 2).max(1) } else { self.now * 2 };
             // Of the best, so that small losses do not add up.
@@ -266,9 +277,9 @@ mod tests {
         assert_eq!(connections.blobs.lock().unwrap().len(), 1, "blobs nobody reads are forgotten");
     }
 
-    /// Long requests over a line of 125 MB/s, each connection with so many bytes a second and a round trip. Gives how many
+    /// Long requests of a reader that wants so many at once, over a line of 125 MB/s, each connection with so many bytes a second and a round trip. Gives how many
     /// there are at once most of the time, and the seconds.
-    async fn at_once_mostly(connection: f64, round_trip: Duration) -> (usize, f64) {
+    async fn at_once_mostly(wanted: usize, connection: f64, round_trip: Duration) -> (usize, f64) {
         let connections = Connections::new(33);
         let blob = Digest::sha256_of(b"");
         let line = Mutex::new(Instant::now());
@@ -284,10 +295,10 @@ mod tests {
                 *line
             };
             tokio::time::sleep_until(on_line.max(first + takes(connection))).await;
-            drop(leave);
-            lock(&widths).push(lock(&connections.width).now);
+            lock(&widths).push(lock(&connections.width).now.min(wanted));
+            leave.received(1 << 20);
         };
-        stream::iter(0..2000).map(request).buffer_unordered(40).count().await;
+        stream::iter(0..2000).map(request).buffer_unordered(wanted).count().await;
         let mut widths = lock(&widths).split_off(200);
         widths.sort_unstable();
         (widths[widths.len() / 2], start.elapsed().as_secs_f64())
@@ -296,13 +307,36 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn as_many_requests_as_fill_the_line_and_hardly_more() {
         let line = 2000.0 * f64::from(1 << 20) / 125e6;
-        for (connection, round_trip, wanted) in
-            [(1e9, 1, 1..=3), (1e9, 20, 3..=6), (25e6, 20, 6..=12), (12.5e6, 20, 12..=24), (5e6, 20, 24..=32)]
-        {
-            let (width, seconds) = at_once_mostly(connection, Duration::from_millis(round_trip)).await;
-            println!("{connection:.0} {round_trip} ms: {width}, {:.2}", seconds / line);
-            assert!(wanted.contains(&width), "{width} at {connection} and {round_trip} ms");
+        for (readers, connection, round_trip, wanted) in [
+            (40, 1e9, 1, 1..=3),
+            (40, 1e9, 20, 3..=6),
+            (40, 25e6, 20, 6..=12),
+            (40, 12.5e6, 20, 12..=24),
+            (40, 5e6, 20, 24..=32),
+            // One stream.
+            (8, 1e9, 1, 1..=3),
+            (8, 1e9, 20, 3..=5),
+            (8, 25e6, 20, 7..=8),
+            (8, 5e6, 20, 8..=8),
+        ] {
+            let (width, seconds) = at_once_mostly(readers, connection, Duration::from_millis(round_trip)).await;
+            println!("{readers} {connection:.0} {round_trip} ms: {width}, {:.2}", seconds / line);
+            assert!(wanted.contains(&width), "{width} of {readers} at {connection} and {round_trip} ms");
             assert!(seconds < 1.25 * line || connection == 5e6, "{seconds}");
         }
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_given_up_say_nothing_of_the_line() {
+        let connections = Connections::new(2);
+        let blob = Digest::sha256_of(b"");
+        let held = connections.acquire(&blob, LONG).await;
+        assert!(connections.acquire(&blob, LONG).now_or_never().is_none());
+        drop(connections.acquire(&Digest::sha256_of(b"other"), LONG).await);
+        let width = lock(&connections.width);
+        assert_eq!((width.under_way, width.ended, width.bytes), (1, 0, 0));
+        drop((width, held));
+        assert_eq!(lock(&connections.width).under_way, 0);
+        assert!(connections.acquire(&blob, LONG).now_or_never().is_some(), "its place is free again");
     }
 }

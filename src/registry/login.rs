@@ -12,24 +12,17 @@ use super::client::RegistryOptions;
 use super::endpoint::Endpoint;
 use super::mirrors::Place;
 use super::retry::{Failure, Retry};
+use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Asks the registry with the login of `options`. False: it wants none, so that nothing is known about it.
 pub async fn check_login(registry: &str, options: &RegistryOptions) -> Result<bool> {
     let plain_http = options.plain_http.then_some(true);
     let place = Place { plain_http, ..Place::registry(registry) };
-    let back = Arc::new(Notify::new());
-    let endpoint = Endpoint::new(place, options, &Arc::default(), &back)?;
-    let mut retry = Retry::a_few_times_within(options.timeout);
-    loop {
-        let attempt = ask(&endpoint, registry);
-        let failure = match tokio::time::timeout_at(retry.deadline(), attempt).await {
-            Ok(Ok(asked)) => return Ok(asked),
-            Ok(Err(failure)) => failure,
-            Err(_) => return Err(retry.timed_out(registry)),
-        };
-        retry.pause(failure, &back).await?;
-    }
+    let (back, traffic) = <(Arc<Notify>, Arc<Traffic>)>::default();
+    let endpoint = Endpoint::new(place, options, &traffic, &back)?;
+    let retry = Retry::a_few_times_within(options.timeout);
+    retry.run(registry, &back, &traffic, || ask(&endpoint, registry)).await
 }
 
 async fn ask(endpoint: &Endpoint, registry: &str) -> Result<bool, Failure> {

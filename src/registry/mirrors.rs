@@ -24,7 +24,7 @@ pub(super) struct Place {
     pub repository: String,
     /// `None`: plain HTTP for loopback addresses alone.
     pub plain_http: Option<bool>,
-    /// Its certificate is not checked.
+    /// Its certificate is not checked, and plain HTTP will do where it speaks no TLS.
     pub insecure: bool,
     /// What it may be asked for.
     pub by_tag: bool,
@@ -69,12 +69,9 @@ impl Place {
             .map_err(|error| Error::new(ErrorKind::Usage, self, format!("not an address: {error}")))
     }
 
-    /// What registries.conf calls insecure: any certificate will do, and plain HTTP to read from. The last is for writing, too.
-    fn or_insecure(self, insecure: bool) -> Vec<Self> {
-        if !insecure || self.plain_http.is_some() {
-            return vec![self];
-        }
-        vec![Self { plain_http: Some(true), ..self.clone() }, Self { plain_http: Some(false), insecure: true, ..self }]
+    /// What registries.conf calls insecure: any certificate will do, and plain HTTP where there is no TLS.
+    fn or_insecure(self, insecure: bool) -> Self {
+        Self { insecure: insecure && self.plain_http.is_none(), ..self }
     }
 
     /// `host[:port][/namespace…]` with the rest of the repository's name behind it.
@@ -139,13 +136,13 @@ fn resolve(
         };
         let place = Place::at(&mirror.location, rest, None)?;
         let place = Place { by_tag: pull != "digest-only", by_digest: pull != "tag-only", ..place };
-        places.extend(place.or_insecure(mirror.insecure));
+        places.push(place.or_insecure(mirror.insecure));
     }
     let place = match table.location.as_deref().filter(|location| !location.is_empty()) {
         Some(location) => Place::at(location, rest, plain)?,
         None => Place::at(&name, "", plain)?,
     };
-    places.extend(place.or_insecure(table.insecure));
+    places.push(place.or_insecure(table.insecure));
     Ok(places)
 }
 
@@ -298,7 +295,7 @@ mod tests {
             .iter()
             .map(|place| {
                 Ok((
-                    place.base(place.plain_http.unwrap_or(place.is_loopback()))?.to_string(),
+                    place.base(place.plain_http.unwrap_or(place.is_loopback() && !place.insecure))?.to_string(),
                     place.by_tag,
                     place.by_digest,
                 ))
@@ -313,7 +310,6 @@ mod tests {
             of("ign/pastis:1"),
             [
                 ("https://mirror.example/v2/hub/ign/pastis/".into(), true, true),
-                ("http://localhost:5001/v2/ign/pastis/".into(), false, true),
                 ("https://localhost:5001/v2/ign/pastis/".into(), false, true),
                 ("https://registry-1.docker.io/v2/ign/pastis/".into(), true, true),
             ]
@@ -330,7 +326,6 @@ mod tests {
             of("plain.example:5000/a/b"),
             [
                 ("https://m.example/v2/a/b/".into(), false, true),
-                ("http://plain.example:5000/v2/a/b/".into(), true, true),
                 ("https://plain.example:5000/v2/a/b/".into(), true, true)
             ]
         );

@@ -12,7 +12,6 @@ mod endpoint;
 mod login;
 mod manifest;
 mod mirrors;
-mod put;
 mod range;
 mod referrers;
 mod retry;
@@ -24,6 +23,7 @@ mod traffic;
 mod transport;
 mod upload;
 mod web;
+mod write;
 
 pub use client::{Registry, RegistryOptions};
 pub use credentials::{Credential, Secret, Stored, Where};

@@ -40,9 +40,6 @@ impl Registry {
         if range.end > blob.size {
             return Err(Error::new(ErrorKind::Corrupt, object, "a range behind the blob's end was asked for"));
         }
-        if let Some(dead) = self.all_dead(&blob.digest).await {
-            return Err(dead);
-        }
         let mut retry = Retry::within(self.timeout);
         let mut received = BytesMut::new();
         loop {
@@ -103,7 +100,12 @@ impl Registry {
     ) -> Result<Received, Failure> {
         let object = blob.digest.as_str();
         let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
-        let _connection = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start)).await;
+        let leave = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start));
+        let connection = match endpoint.dead(&blob.digest) {
+            // Not behind those who wait for a dead host; the registry may send us to another one by now.
+            Some(dead) => leave.now_or_never().ok_or(Failure::Dead(dead))?,
+            None => leave.await,
+        };
         let _awaited = self.pace.awaited();
         let headers =
             HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
@@ -116,7 +118,7 @@ impl Registry {
                         .hint("go without --require-ranges, ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
                 ));
             }
-            self.streams.start(blob, wanted, answer, &self.traffic);
+            self.streams.start(blob, wanted, answer, &self.traffic).await;
             return Ok(Received::Stream);
         }
         let length = wanted.end.saturating_sub(wanted.start) as usize;
@@ -129,6 +131,7 @@ impl Registry {
             };
             self.traffic.received(piece.len()).await;
             self.pace.received(piece.len());
+            connection.received(piece.len());
             let missing = length.saturating_sub(received.len());
             received.extend_from_slice(piece.get(..missing).unwrap_or(&piece));
         }

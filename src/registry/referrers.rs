@@ -3,12 +3,9 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LINK};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
-use tokio::time::timeout_at;
 
 use super::answer::{body_up_to, header, status_failure};
 use super::client::Registry;
@@ -25,12 +22,12 @@ impl Registry {
     /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not asked to
     /// filter: some compare with the type of the config.
     pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
-        self.attempts(subject, || self.try_referrers(subject).boxed()).await
+        self.attempts(subject, || self.try_referrers(subject)).await
     }
 
     /// Whether the registry itself keeps the list of what is attached; `None` there means that nobody does but a tag.
     pub async fn referrers_of_api(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>> {
-        self.attempts(subject, || self.listed_referrers(subject).boxed()).await
+        self.attempts(subject, || self.listed_referrers(subject)).await
     }
 
     /// The index that stands in for the API, as it is; `None`: there is none yet.
@@ -40,24 +37,16 @@ impl Registry {
 
     /// What another tag names that is about `subject`; `None`: there is no such tag.
     pub async fn tagged(&self, tag: &str, subject: &Digest) -> Result<Option<(Digest, Bytes)>> {
-        self.attempts(subject, || self.try_tagged(tag).boxed()).await
+        self.attempts(subject, || self.try_tagged(tag)).await
     }
 
-    async fn attempts<'a, T>(
+    async fn attempts<T, A: Future<Output = Result<T, Failure>>>(
         &self,
         subject: &Digest,
-        attempt: impl Fn() -> BoxFuture<'a, Result<T, Failure>> + Send,
+        attempt: impl Fn() -> A,
     ) -> Result<T> {
-        let mut retry = Retry::a_few_times_within(self.timeout);
-        loop {
-            let failure = match timeout_at(retry.deadline(), attempt()).await {
-                Ok(Ok(found)) => return Ok(found),
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(retry.timed_out(subject.as_str())),
-            };
-            retry.pause(failure, &self.back).await?;
-            self.traffic.retry();
-        }
+        let retry = Retry::a_few_times_within(self.timeout);
+        retry.run(subject.as_str(), &self.back, &self.traffic, attempt).await
     }
 
     async fn try_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {

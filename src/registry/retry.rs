@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Those who were asked to wait come back within this time.
@@ -22,12 +23,14 @@ pub enum Failure {
         error: Error,
         not_before: Option<Duration>,
     },
+    /// The host is known to be dead: who has just come need not wait, who waits already goes on.
+    Dead(Error),
 }
 
 impl Failure {
     pub fn into_error(self) -> Error {
         match self {
-            Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } => error,
+            Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } | Self::Dead(error) => error,
         }
     }
 }
@@ -67,10 +70,31 @@ impl Retry {
         self.deadline
     }
 
+    /// Attempts until one succeeds or there is no other.
+    pub async fn run<T, A: Future<Output = Result<T, Failure>>>(
+        mut self,
+        object: &str,
+        back: &Notify,
+        traffic: &Traffic,
+        attempt: impl Fn() -> A,
+    ) -> Result<T> {
+        loop {
+            let failure = match timeout_at(self.deadline, attempt()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(self.timed_out(object)),
+            };
+            self.pause(failure, back).await?;
+            traffic.retry();
+        }
+    }
+
     /// Waits for the next attempt, or says why there is none. `back`: told when a host that was silent answers again.
     pub async fn pause(&mut self, failure: Failure, back: &Notify) -> Result<()> {
         let (error, not_before) = match failure {
             Failure::Final(error) => return Err(error),
+            Failure::Dead(error) if self.last.is_none() => return Err(error),
+            Failure::Dead(error) => (error, None),
             Failure::Odd(error) if std::mem::replace(&mut self.odd, true) => return Err(error),
             Failure::Odd(error) => (error, None),
             Failure::Passing { error, not_before } => (error, not_before),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use reqwest::Response;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::answer::transport_failure;
@@ -23,13 +23,19 @@ use crate::oci::{Descriptor, Digest};
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes given to the cache at once.
 const STEP: usize = 256 << 10;
-/// What has passed just now is kept for those who come a little late.
+/// What has passed just now is kept for those who come a little late: at most so much, and all tails have a part of the memory.
 const TAIL: usize = 1 << 20;
+const SHARE_OF_MEMORY: usize = 8;
+/// How often a download that waits for others looks for one that nobody wants more of.
+const LOOK: Duration = Duration::from_millis(100);
 /// From this distance on the cost is told.
 const FAR: u64 = 16 << 20;
 
-#[derive(Default)]
 pub(super) struct Streams {
+    /// For so many downloads at once.
+    room: Arc<Semaphore>,
+    /// Bytes of the tail of one.
+    tail: usize,
     streams: Mutex<HashMap<Digest, Arc<Stream>>>,
     /// Who keeps what passes.
     cache: OnceLock<Weak<dyn Passing>>,
@@ -40,6 +46,7 @@ struct Stream {
     state: Mutex<State>,
     /// Told when there are more wishes.
     wanted: Notify,
+    tail: usize,
 }
 
 struct State {
@@ -60,6 +67,25 @@ struct Waiting {
 }
 
 impl Streams {
+    /// `most`: downloads at once. `memory`: of the whole process, in bytes.
+    pub fn new(most: usize, memory: u64) -> Self {
+        let share = usize::try_from(memory).unwrap_or(usize::MAX) / SHARE_OF_MEMORY;
+        // A tail grows to twice its length before it is cut.
+        let tail = (share / most.max(1) / 2).min(TAIL);
+        let (streams, cache, told) = (Mutex::default(), OnceLock::new(), OnceLock::new());
+        Self { room: Arc::new(Semaphore::new(most)), tail, streams, cache, told }
+    }
+
+    /// Leave for one more download; one that nobody wants more of ends for it.
+    async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            match timeout(LOOK, Arc::clone(&self.room).acquire_owned()).await {
+                Ok(room) => return room.ok(),
+                Err(_) => drop(self.streams().values().find(|stream| stream.end_if_idle())),
+            }
+        }
+    }
+
     pub fn keep_in(&self, cache: Weak<dyn Passing>) {
         // Set once, when the registry gets its cache.
         let _ = self.cache.set(cache);
@@ -88,25 +114,33 @@ impl Streams {
     }
 
     /// Makes an answer with the whole blob the blob's download, unless there is one. Tells what it costs.
-    pub fn start(self: &Arc<Self>, blob: &Descriptor, wanted: &Range<u64>, answer: Response, traffic: &Arc<Traffic>) {
+    pub async fn start(
+        self: &Arc<Self>,
+        blob: &Descriptor,
+        wanted: &Range<u64>,
+        answer: Response,
+        traffic: &Arc<Traffic>,
+    ) {
         if self.told.set(()).is_ok() {
             tracing::warn!(
                 "{}: the registry does not support range requests: layers are downloaded from their start to what is read",
                 blob.digest
             );
         }
+        let room = self.room().await;
         let mut streams = self.streams();
         if streams.contains_key(&blob.digest) {
             return;
         }
         tell_cost(blob, wanted, 0);
         let state = State { at: 0, tail: BytesMut::new(), target: wanted.end, waiting: Vec::new(), ended: false };
-        let stream = Arc::new(Stream { state: Mutex::new(state), wanted: Notify::new() });
+        let stream = Arc::new(Stream { state: Mutex::new(state), wanted: Notify::new(), tail: self.tail });
         streams.insert(blob.digest.clone(), Arc::clone(&stream));
         drop(streams);
         let (all, blob, traffic) = (Arc::downgrade(self), blob.clone(), Arc::clone(traffic));
         let cache = self.cache();
         tokio::spawn(async move {
+            let _room = room;
             let ended = stream.run(&blob, answer, cache, &traffic).await;
             if let Some(all) = all.upgrade() {
                 all.streams().remove(&blob.digest);
@@ -126,11 +160,9 @@ impl Stream {
         let mut state = self.state();
         let late = state.at.saturating_sub(range.start);
         if state.ended || late > state.tail.len() as u64 {
+            drop(state);
             // Nobody else needs it: the next attempt begins another from the start.
-            if state.waiting.is_empty() && state.at >= state.target {
-                state.ended = true;
-                self.wanted.notify_one();
-            }
+            self.end_if_idle();
             return None;
         }
         let (answer, answered) = oneshot::channel();
@@ -150,6 +182,17 @@ impl Stream {
         drop(state);
         self.wanted.notify_one();
         Some(answered)
+    }
+
+    /// Whether nobody wants more of it.
+    fn end_if_idle(&self) -> bool {
+        let mut state = self.state();
+        let idle = !state.ended && state.waiting.is_empty() && state.at >= state.target;
+        if idle {
+            state.ended = true;
+            self.wanted.notify_one();
+        }
+        idle
     }
 
     async fn run(
@@ -217,8 +260,8 @@ impl Stream {
         }
         state.waiting = left;
         state.tail.extend_from_slice(piece);
-        if state.tail.len() > 2 * TAIL {
-            let old = state.tail.len() - TAIL;
+        if state.tail.len() > 2 * self.tail {
+            let old = state.tail.len() - self.tail;
             state.tail.advance(old);
         }
         state.at = next;

@@ -120,13 +120,10 @@ pub fn config(files: Files, insecure: bool) -> Result<ClientConfig> {
         .map_err(broken)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match files.client {
+    Ok(match files.client {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(broken)?,
         None => builder.with_no_client_auth(),
-    };
-    // A server of HTTP/2 alone says so then.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    })
 }
 
 /// The system's authorities and the user's. The system's are some hundred files: read only when a server is there to be
@@ -181,14 +178,22 @@ impl ServerCertVerifier for Trust {
     }
 }
 
-/// Cause and way out, if this is an error of TLS that does not pass by itself.
-pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static str)> {
+fn of_tls<'a>(mut error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     // What is inside of an io::Error is not among its sources.
-    let mut error = error;
     while let Some(inside) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         error = inside;
     }
-    let error = error.downcast_ref::<rustls::Error>()?;
+    error.downcast_ref()
+}
+
+/// RFC 7301, 3.2: the server does not speak this version of HTTP.
+pub fn is_other_version(error: &(dyn StdError + 'static)) -> bool {
+    matches!(of_tls(error), Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
+}
+
+/// Cause and way out, if this is an error of TLS that does not pass by itself.
+pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static str)> {
+    let error = of_tls(error)?;
     const CLOCK: &str = "check the clock of this machine; if it is right, tell the registry's operator";
     let date = |time: &UnixTime| {
         let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(time.as_secs()));
@@ -227,7 +232,7 @@ pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static s
             | AlertDescription::HandshakeFailure,
         ) => (format!("the server ends TLS: {error}"), "it may want a client certificate: --cert-file and --key-file"),
         rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
-            ("the server speaks HTTP/2 alone".to_owned(), "ask its operator for HTTP/1.1")
+            ("the server speaks neither HTTP/1.1 nor HTTP/2".to_owned(), "tell the registry's operator")
         }
         rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) | rustls::Error::InvalidMessage(_) => {
             (format!("TLS does not come about: {error}"), "tell the registry's operator")

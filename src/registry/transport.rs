@@ -37,6 +37,19 @@ pub struct Transport {
     connections: usize,
 }
 
+/// HTTP/1.1 first: all streams of HTTP/2 share one TCP connection and its window. HTTP/2 for those who speak that alone.
+#[derive(Clone)]
+pub struct Clients {
+    http1: reqwest::Client,
+    http2: reqwest::Client,
+}
+
+impl Clients {
+    pub fn speaking(&self, http2: bool) -> &reqwest::Client {
+        if http2 { &self.http2 } else { &self.http1 }
+    }
+}
+
 impl Transport {
     /// # Errors
     /// A certificate or key file that is none.
@@ -44,11 +57,8 @@ impl Transport {
         let files = tls::Files::of(&place.registry, &options.access)?;
         let loopback = place.is_loopback();
         let insecure = options.access.insecure || place.insecure;
-        if insecure {
-            tracing::warn!(
-                "{}: its certificate is not checked (insecure): anybody may answer in its place",
-                place.registry
-            );
+        if options.access.insecure && !place.insecure {
+            warn_of_insecure(&place.registry, "its certificate is not checked");
         }
         Ok(Self {
             // Docker and oras speak plain HTTP to their own machine. A certificate for it tells that TLS is meant.
@@ -64,13 +74,25 @@ impl Transport {
         self.plain_http
     }
 
-    /// It follows no redirect: `Web` does. `sending`: for requests with long bodies, whose sender watches over them.
-    pub fn client(&self, targets: Targets, sending: bool) -> Result<reqwest::Client> {
-        let mut http = reqwest::Client::builder()
+    /// They follow no redirect: `Web` does. `sending`: for requests with long bodies, whose sender watches over them.
+    pub fn clients(&self, targets: &Targets, sending: bool) -> Result<Clients> {
+        let client = |http2| self.client(targets.clone(), sending, http2);
+        Ok(Clients { http1: client(false)?, http2: client(true)? })
+    }
+
+    fn client(&self, targets: Targets, sending: bool, http2: bool) -> Result<reqwest::Client> {
+        let idle = (self.timeout / 3).min(Duration::from_secs(20));
+        let mut tls = self.tls.clone();
+        tls.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+        let mut http = reqwest::Client::builder();
+        http = match http2 {
+            false => http.http1_only(),
+            // One connection has all requests: who gives one up does not notice that it is dead.
+            true => http.http2_prior_knowledge().http2_keep_alive_interval(idle / 2).http2_keep_alive_timeout(idle / 2),
+        };
+        http = http
             .user_agent(concat!("eo-mount/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(self.tls.clone())
-            // All streams of HTTP/2 would share one TCP connection and its window.
-            .http1_only()
+            .tls_backend_preconfigured(tls)
             .referer(false)
             .pool_max_idle_per_host(self.connections)
             .connect_timeout(self.timeout.min(Duration::from_secs(10)))
@@ -81,13 +103,17 @@ impl Transport {
         }
         if !sending {
             // A connection that says nothing is given up in time for another attempt. It counts while a body is sent, too.
-            http = http.read_timeout((self.timeout / 3).min(Duration::from_secs(20)));
+            http = http.read_timeout(idle);
         }
         http.build().map_err(|error| {
             Error::new(ErrorKind::Usage, "HTTP", format!("cannot be set up: {}", innermost(&error)))
                 .hint("check --ca-file, --cert-file and the variables of proxies")
         })
     }
+}
+
+pub(super) fn warn_of_insecure(registry: impl std::fmt::Display, how: &str) {
+    tracing::warn!("{registry}: {how} (insecure): anybody may answer in its place");
 }
 
 /// What went wrong below HTTP, in one plain line.

@@ -11,12 +11,13 @@ use super::answer::{body_up_to, retry_after, transport_failure};
 use super::breaker::Hosts;
 use super::retry::Failure;
 use super::targets::{Targets, shown};
+use super::tls;
 use super::traffic::Traffic;
-use super::transport::words;
-use crate::error::{Error, ErrorKind};
+use super::transport::{Clients, causes, words};
+use crate::error::{Error, ErrorKind, Result};
 
 const MOST_REDIRECTS: u32 = 10;
-/// A redirect's body is read up to here, so that its connection can be used again.
+/// A redirect's body is read up to here.
 const REDIRECT_BODY: u64 = 16 << 10;
 
 /// Made anew for each attempt.
@@ -27,7 +28,7 @@ pub(super) struct Request<'a> {
     pub url: Url,
     pub headers: HeaderMap,
     pub body: Option<MakeBody<'a>>,
-    /// It carries a login: a redirect to another scheme, host or port is not followed.
+    /// A redirect to another scheme, host or port is not followed, because it carries a login or is to be remembered.
     pub stays: bool,
     /// What an error is about.
     pub object: &'a str,
@@ -40,9 +41,9 @@ impl<'a> Request<'a> {
 }
 
 pub(super) struct Web {
-    pub http: reqwest::Client,
+    pub http: Clients,
     /// For long bodies, whose requests say how long they are.
-    pub sending: reqwest::Client,
+    pub sending: Clients,
     pub targets: Targets,
     pub hosts: Hosts,
     pub traffic: Arc<Traffic>,
@@ -73,24 +74,11 @@ impl Web {
             if !followed {
                 return Ok((answer, url));
             }
-            let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-            let next = location.and_then(|location| url.join(location).ok()).ok_or_else(|| {
-                let cause = format!("{} redirects to no address", shown(&url));
-                Error::new(ErrorKind::Protocol, request.object, cause).hint("tell the registry's operator")
-            })?;
-            self.targets.check(&next, &url).map_err(|error| Error {
-                object: request.object.to_owned(),
-                cause: format!("{} ({})", error.cause, error.object),
-                ..error
-            })?;
+            let next = self.redirected(&answer, &url, request.object)?;
             if request.stays && next.origin() != url.origin() {
                 return Ok((answer, url));
             }
-            if answer.content_length().is_some_and(|length| length <= REDIRECT_BODY) {
-                // What comes of it does not matter.
-                let _ = body_up_to(answer, REDIRECT_BODY, request.object, &self.traffic).await;
-            }
-            tracing::debug!("{}: redirected to {}", request.object, shown(&next));
+            self.drain(answer, request.object).await;
             if next.origin() != url.origin() {
                 authorization = None;
             }
@@ -100,6 +88,30 @@ impl Web {
         Err(error.hint("tell the registry's operator").into())
     }
 
+    /// Reads what a redirect says to people, so that its connection can be used again.
+    pub async fn drain(&self, answer: Response, object: &str) {
+        if answer.content_length().is_some_and(|length| length <= REDIRECT_BODY) {
+            // What comes of it does not matter.
+            let _ = body_up_to(answer, REDIRECT_BODY, object, &self.traffic).await;
+        }
+    }
+
+    /// Where a redirect leads.
+    pub fn redirected(&self, answer: &Response, from: &Url, object: &str) -> Result<Url> {
+        let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        let next = location.and_then(|location| from.join(location).ok()).ok_or_else(|| {
+            let cause = format!("{} redirects to no address", shown(from));
+            Error::new(ErrorKind::Protocol, object, cause).hint("tell the registry's operator")
+        })?;
+        self.targets.check(&next, from).map_err(|error| Error {
+            object: object.to_owned(),
+            cause: format!("{} ({})", error.cause, error.object),
+            ..error
+        })?;
+        tracing::debug!("{object}: redirected to {}", shown(&next));
+        Ok(next)
+    }
+
     async fn send_to(
         &self,
         url: Url,
@@ -107,28 +119,48 @@ impl Web {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, Failure> {
         let host = self.hosts.of(&url);
+        if let Some(error) = host.dead(request.object) {
+            return Err(Failure::Dead(error));
+        }
         host.admit(request.object)?;
-        let client = if request.headers.contains_key(CONTENT_LENGTH) { &self.sending } else { &self.http };
-        let mut http = client.request(request.method.clone(), url).headers(request.headers.clone());
-        http = http.header(ACCEPT_ENCODING, "identity");
-        if let Some(body) = request.body {
-            http = http.body(body());
+        let clients = if request.headers.contains_key(CONTENT_LENGTH) { &self.sending } else { &self.http };
+        let secure = url.scheme() == "https";
+        let send = async |http2| {
+            let mut http = clients.speaking(http2).request(request.method.clone(), url.clone());
+            http = http.headers(request.headers.clone()).header(ACCEPT_ENCODING, "identity");
+            if let Some(body) = request.body {
+                http = http.body(body());
+            }
+            if let Some(authorization) = authorization {
+                http = http.header(AUTHORIZATION, authorization);
+            }
+            self.traffic.request();
+            http.send().await
+        };
+        let known = host.speaks_http2();
+        let mut http2 = known.unwrap_or(false);
+        let mut sent = send(http2).await;
+        if let Err(error) = &sent {
+            // Told in the handshake; or not at all: Go's servers take the connection, and close it.
+            let closed = known.is_none() && secure && !error.is_connect() && !error.is_timeout();
+            if closed || causes(error).any(tls::is_other_version) {
+                let other = send(!http2).await;
+                if other.is_ok() {
+                    (sent, http2) = (other, !http2);
+                }
+            }
         }
-        if let Some(authorization) = authorization {
-            http = http.header(AUTHORIZATION, authorization);
-        }
-        self.traffic.request();
-        let answer = match http.send().await {
+        let answer = match sent {
             Ok(answer) => answer,
             Err(error) => {
                 let failure = transport_failure(request.object, &error);
-                if matches!(failure, Failure::Passing { .. }) && (error.is_connect() || error.is_timeout()) {
+                if matches!(failure, Failure::Passing { .. }) {
                     host.silent(&words(&error));
                 }
                 return Err(failure);
             }
         };
-        host.answered();
+        host.answered(http2);
         let status = answer.status();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
             && let Some(wait) = retry_after(answer.headers(), SystemTime::now())

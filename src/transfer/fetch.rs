@@ -20,11 +20,15 @@ use crate::mount::Mount;
 use crate::oci::{Descriptor, Hasher};
 use crate::transfer::folder::{Folder, failed};
 
-/// Bytes asked for at once: the longest run of the chunk cache.
-const PIECE: u64 = 1 << 20;
+/// Bytes asked for at once: the longest request of the chunk cache. A request costs docker-registry 4 ms whatever its
+/// length.
+const PIECE: u64 = 2 << 20;
+/// The first is so long, and each one longer than the last by that: answers that end together leave the line idle for a
+/// round trip.
+const STEP: u64 = 512 << 10;
 /// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
 /// where the cache folder has not got them.
-pub const PIECES: usize = 12;
+pub const PIECES: usize = 7;
 /// How often to look whether somebody else has finished a blob, and how long that may bring nothing.
 const LOOK: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -271,11 +275,12 @@ async fn fetch_rest(
 }
 
 fn pieces(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut at = from;
+    let (mut at, mut longest) = (from, 0_u64);
     std::iter::from_fn(move || {
         let start = at;
+        longest = PIECE.min(longest.saturating_add(STEP));
         // Up to a boundary of chunks.
-        at = (start / PIECE).saturating_add(1).saturating_mul(PIECE).min(size);
+        at = (start / STEP).saturating_mul(STEP).saturating_add(longest).min(size);
         (start < size).then_some(start..at)
     })
 }
@@ -398,7 +403,9 @@ mod tests {
         let of = |from, size| pieces(from, size).collect::<Vec<_>>();
         assert_eq!(of(0, 0), []);
         assert_eq!(of(5, 5), []);
-        assert_eq!(of(0, PIECE + 1), [0..PIECE, PIECE..PIECE + 1]);
-        assert_eq!(of(77, PIECE + 1), [77..PIECE, PIECE..PIECE + 1]);
+        assert_eq!(of(0, STEP + 1), [0..STEP, STEP..STEP + 1]);
+        assert_eq!(of(STEP + 77, 2 * STEP + 1), [STEP + 77..2 * STEP, 2 * STEP..2 * STEP + 1]);
+        let lengths: Vec<u64> = of(0, 4 * PIECE).iter().map(|piece| piece.end - piece.start).collect();
+        assert_eq!(lengths, [STEP, 2 * STEP, 3 * STEP, PIECE, PIECE, 3 * STEP]);
     }
 }

@@ -16,7 +16,8 @@ const LARGE: u64 = 10_000_000_000;
 /// `--memory`, as it is unless set, and what may come on top: bytes.
 const MEMORY: f64 = (256_u64 << 20) as f64;
 const ON_TOP: f64 = (64_u64 << 20) as f64;
-const NAME: &str = "big:full";
+/// Of a reference.
+pub const NAME: &str = "big:full";
 
 /// A tar with a single member of zeros in a docker-registry; a hole in its storage, so that it takes no disk there.
 pub struct Big {

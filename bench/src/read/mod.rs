@@ -1,12 +1,12 @@
 //! How fast what is in an archive arrives, and what it costs.
 
-mod big;
+pub mod big;
 mod dates;
 mod disk;
 mod kill;
 mod latency;
 mod memory_fs;
-mod patches;
+pub mod patches;
 mod soak;
 mod stat;
 

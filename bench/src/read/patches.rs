@@ -19,10 +19,16 @@ const MEMBERS: usize = 8;
 /// `oras pull` fetches three layers at once, each over a connection of 200 Mbit/s, on a line that has 1,000.
 const WHAT_THE_CAP_GIVES: f64 = 0.6;
 
-/// 48 layers in a docker-registry.
+/// 48 tars and `config.json`.
+pub struct Made {
+    /// Title without `.tar`, and digest.
+    pub layers: Vec<(String, String)>,
+    pub folder: PathBuf,
+}
+
+/// As layers in a docker-registry.
 pub struct Patches {
     pub registry: RealRegistry,
-    /// Title without `.tar`, and digest.
     pub layers: Vec<(String, String)>,
     folder: PathBuf,
 }
@@ -44,8 +50,8 @@ pub fn run(bench: &mut Bench) {
     dates::run(bench, &patches);
 }
 
-impl Patches {
-    fn place() -> Self {
+impl Made {
+    pub fn new() -> Self {
         // Eight lands under 48 ids: the SPOT image's place differs, and so the digest.
         let folder = sample("patches", &["--patches", &PATCHES.to_string(), "--distinct", "8"]);
         let config = std::fs::read(folder.join("config.json")).expect("the sample's config");
@@ -55,6 +61,13 @@ impl Patches {
         let layers: Vec<(String, String)> =
             patches.iter().map(|patch| (text(&patch["patch_id"]), text(&patch["layer_digest"]))).collect();
         assert_eq!(layers.len(), PATCHES, "remove {}: it is of another kind", folder.display());
+        Self { layers, folder }
+    }
+}
+
+impl Patches {
+    pub fn place() -> Self {
+        let Made { layers, folder } = Made::new();
         let tars: Vec<PathBuf> = layers.iter().map(|(id, _)| folder.join(format!("{id}.tar"))).collect();
         let mut artifact = Artifact::new();
         for ((id, digest), tar) in layers.iter().zip(&tars) {

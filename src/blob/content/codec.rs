@@ -1,7 +1,7 @@
 //! Tables of points as bytes, to be kept behind the side file's content. All numbers are little-endian.
 //!
 //! A point is 40 bytes: content, packed, where its window or piece is stored (8 each), how long that is (4), kind, bits,
-//! bit buffer, 9 zeros. The trailer is 80 bytes: magic, number of points, content, packed, end of the side file's
+//! bit buffer, a zero, and the checksum of the blob up to the next point (8). The trailer is 80 bytes: magic, number of points, content, packed, end of the side file's
 //! content (8 each), [`Compression`] (1), 7 zeros, and the SHA-256 of the blob's digest and all that stands before, the
 //! side file's content excepted: what is stored there has checksums of its own.
 
@@ -18,8 +18,8 @@ use super::table::{Place, Point, Table};
 use crate::oci::Digest;
 
 /// The last digit is the version.
-const MAGIC: &[u8; 8] = b"EOPOINT1";
-const PROGRESS: &[u8; 8] = b"EOPASS\0\x01";
+const MAGIC: &[u8; 8] = b"EOPOINT2";
+const PROGRESS: &[u8; 8] = b"EOPASS\0\x02";
 const POINT: usize = 40;
 pub const TRAILER: usize = 80;
 const SUM: usize = 32;
@@ -37,7 +37,8 @@ pub fn encode(table: &Table, compression: Compression, side_end: u64, blob: &Dig
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&stored.length.to_le_bytes());
-        bytes.extend_from_slice(&[kind, bits, bit_buffer, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&[kind, bits, bit_buffer, 0]);
+        bytes.extend_from_slice(&point.sum.to_le_bytes());
     }
     bytes.extend_from_slice(MAGIC);
     for number in [table.points.len() as u64, table.content, table.packed, side_end] {
@@ -117,7 +118,7 @@ fn point(bytes: &[u8], side_end: u64) -> Option<Point> {
         [2, ..] if inside => Place::Piece(stored),
         _ => return None,
     };
-    Some(Point { content: number(bytes, 0)?, packed: number(bytes, 8)?, place })
+    Some(Point { content: number(bytes, 0)?, packed: number(bytes, 8)?, place, sum: number(bytes, 32)? })
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u64> {
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn a_table_comes_back_and_any_damage_is_seen() {
         let stored = |at| Stored { at, length: 50 };
-        let point = |content, place| Point { content, packed: content / 2, place };
+        let point = |content, place| Point { content, packed: content / 2, place, sum: content * 7 };
         let table = Table {
             points: vec![
                 point(0, Place::Start),
@@ -169,8 +170,10 @@ mod tests {
     fn progress_comes_back_and_any_damage_is_seen() {
         let stored = |at| Stored { at, length: 50 };
         let place = Place::Block { bits: 3, bit_buffer: 5, window: stored(0) };
-        let points =
-            vec![Point { content: 0, packed: 0, place: Place::Start }, Point { content: 300, packed: 150, place }];
+        let points = vec![
+            Point { content: 0, packed: 0, place: Place::Start, sum: 9 },
+            Point { content: 300, packed: 150, place, sum: 0 },
+        ];
         let table = Table { points, content: 300, packed: 150 };
         let blob = Digest::sha256_of(b"a");
         let hasher = blob.hasher().state();

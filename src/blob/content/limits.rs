@@ -10,7 +10,7 @@ pub struct ContentLimits {
     pub expansion: u64,
     /// Bytes of content up to which any expansion will do.
     pub expansion_from: u64,
-    /// Places where decoding can start: checkpoints, frames and pieces. 40 bytes of memory each.
+    /// Places where decoding can start: checkpoints, frames and pieces. 48 bytes of memory each.
     pub points: u64,
     /// Bytes of memory that one decoder may take: the window of zstd, the dictionary of xz.
     pub window_bytes: u64,

@@ -15,12 +15,13 @@ mod table;
 mod tests;
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use xxhash_rust::xxh3::Xxh3;
 
 pub use codec::{TRAILER, decode as decode_table, decode_progress, encode as encode_table, encode_progress, points_at};
 pub use decode::{Compression, Damage, Resume};
@@ -164,11 +165,17 @@ impl Decoding {
         let decoding = Arc::clone(self);
         let content = match self.blocking(move || decoding.start(segment.point)).await? {
             Start::Piece(content) => content,
-            Start::Decoder(decoder, point) => {
+            Start::Decoder(decoder, at, point) => {
                 let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;
                 let decoding = Arc::clone(self);
-                let decoded = self.blocking(move || decoding.decode(decoder, &bytes, point.content, segment)).await;
-                decoded.inspect_err(|_| self.drop_wrong())?
+                let decode = move || {
+                    let decoded = match decoding.is_as_read(&bytes, at..=segment.point) {
+                        true => decoding.decode(decoder, &bytes, point.content, segment),
+                        false => Err(changed(&decoding.blob)),
+                    };
+                    decoded.inspect_err(|_| decoding.drop_wrong())
+                };
+                self.blocking(decode).await?
             }
         };
         let content = Bytes::from(content);
@@ -196,7 +203,8 @@ impl Decoding {
 }
 
 enum Start {
-    Decoder(Box<dyn Decode>, Point),
+    /// Stands at this point, of this number.
+    Decoder(Box<dyn Decode>, usize, Point),
     Piece(Vec<u8>),
 }
 
@@ -204,7 +212,7 @@ impl Decoding {
     /// What gives the content from a point on. If its window is damaged, that of an earlier one will do.
     fn start(&self, point: usize) -> Result<Start> {
         let mut damaged = None;
-        for point in self.table.points.get(..=point).unwrap_or_default().iter().rev() {
+        for (at, point) in self.table.points.get(..=point).unwrap_or_default().iter().enumerate().rev() {
             let resume = match point.place {
                 Place::Start => Resume::Start,
                 Place::Piece(stored) => match damaged {
@@ -221,9 +229,23 @@ impl Decoding {
                 },
             };
             let decoder = self.compression.decoder_at(&resume, &self.limits);
-            return Ok(Start::Decoder(decoder.map_err(|damage| damage.on(&self.blob.digest))?, *point));
+            return Ok(Start::Decoder(decoder.map_err(|damage| damage.on(&self.blob.digest))?, at, *point));
         }
         Err(damaged.unwrap_or_else(|| changed(&self.blob)))
+    }
+
+    /// Whether these bytes of the blob, of the segments of these points, are what the pass has read.
+    fn is_as_read(&self, bytes: &[u8], mut points: RangeInclusive<usize>) -> bool {
+        let mut rest = bytes;
+        points.all(|at| {
+            let Some(point) = self.table.points.get(at) else { return false };
+            let length = self.table.segment(at).packed_end.saturating_sub(point.packed) as usize;
+            let (own, behind) = rest.split_at(length.min(rest.len()));
+            rest = behind;
+            let mut sum = Xxh3::new();
+            sum.update(own);
+            point.sum == 0 || point.sum == pass::digest(&sum)
+        })
     }
 
     /// The segment's content, that comes out of `bytes`; the first of them makes what is at `at`.

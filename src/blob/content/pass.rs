@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::decode::{Compression, Damage, Decode, Resume};
 use super::gzip;
 use super::limits::ContentLimits;
@@ -67,6 +69,9 @@ pub struct Pass {
     distance: u64,
     /// The piece in the making.
     piece: Option<Piece>,
+    /// Of the blob since the last point, and what it was when content came out of it last.
+    sum: Xxh3,
+    content_sum: u64,
     notes: Vec<Stored>,
     /// The last point at which the sink's notes were taken.
     mark: Option<Mark>,
@@ -84,6 +89,8 @@ enum Check {
 
 struct Piece {
     start: Point,
+    /// Of the blob from the point before it on.
+    sum_before: u64,
     content: Vec<u8>,
 }
 
@@ -108,7 +115,7 @@ impl Pass {
         check: Check,
     ) -> Result<Self> {
         let decoder = compression.decoder(&limits).map_err(|damage| damage.on(&blob.digest))?;
-        let points = vec![Point { content: 0, packed: 0, place: Place::Start }];
+        let points = vec![Point { content: 0, packed: 0, place: Place::Start, sum: 0 }];
         let table = Table { points, content: 0, packed: 0 };
         // Without a file the windows must fit into memory. Where more than four bytes come out of one, windows are
         // compressed well, too.
@@ -127,6 +134,8 @@ impl Pass {
             side_end: 0,
             distance,
             piece: None,
+            sum: Xxh3::new(),
+            content_sum: digest(&Xxh3::new()),
             notes: Vec::new(),
             mark: None,
             noted,
@@ -207,6 +216,7 @@ impl Pass {
             if let Check::Digest(hasher) = &mut self.check {
                 hasher.update(taken);
             }
+            self.sum.update(taken);
             let fresh = self.decoder.output();
             if !fresh.is_empty() {
                 sink.content(self.table.content, fresh)?;
@@ -232,6 +242,7 @@ impl Pass {
     pub fn finish(mut self) -> Result<(Table, Arc<Side>)> {
         let ended = self.decoder.finish();
         let kept = self.end_piece();
+        seal(&mut self.table, self.content_sum);
         self.notes.drain(..).for_each(|notes| self.side.give_back(notes));
         self.table.packed = self.table.points.last().map_or(0, |point| point.packed).max(self.table.packed);
         let Self { blob, decoder, check, table, side, .. } = self;
@@ -273,6 +284,7 @@ impl Pass {
         self.position = self.position.saturating_add(consumed as u64);
         if !fresh.is_empty() {
             self.table.packed = self.position;
+            self.content_sum = digest(&self.sum);
             self.table.content = self.table.content.saturating_add(fresh.len() as u64);
         }
         if let Check::Content { seen, size, .. } = &mut self.check {
@@ -302,6 +314,7 @@ impl Pass {
             piece.content.clear();
             // A little late in the blob, where the piece ended in the middle of a step: no harm.
             piece.start = Point { content: point.content + PIECE as u64, packed: self.position, ..point };
+            seal(&mut self.table, piece.sum_before);
             push(&mut self.table, point, limits.points).map_err(|damage| damage.on(&self.blob.digest))?;
         }
         Ok(())
@@ -316,7 +329,10 @@ impl Pass {
                 Place::Block { bits, bit_buffer, window: keep(&self.side, &mut self.side_end, &window)? }
             }
         };
-        self.push(Point { content: self.table.content, packed: self.position, place })
+        seal(&mut self.table, digest(&self.sum));
+        self.sum.reset();
+        self.content_sum = digest(&self.sum);
+        self.push(Point { content: self.table.content, packed: self.position, place, sum: 0 })
     }
 
     fn take_notes(&mut self, sink: &mut dyn Sink) -> Result<()> {
@@ -339,8 +355,8 @@ impl Pass {
             return Err(Error::new(ErrorKind::Unsupported, &self.blob.digest, cause)
                 .hint("give a writable one with --cache-dir"));
         }
-        let start = Point { content: self.table.content, packed: self.position, place: Place::Start };
-        self.piece = Some(Piece { start, content: Vec::with_capacity(PIECE) });
+        let start = Point { content: self.table.content, packed: self.position, place: Place::Start, sum: 0 };
+        self.piece = Some(Piece { start, sum_before: digest(&self.sum), content: Vec::with_capacity(PIECE) });
         Ok(())
     }
 
@@ -349,6 +365,7 @@ impl Pass {
             None => Ok(()),
             Some(piece) => {
                 let place = keep(&self.side, &mut self.side_end, &piece.content).map(Place::Piece)?;
+                seal(&mut self.table, piece.sum_before);
                 self.push(Point { place, ..piece.start })
             }
         }
@@ -365,6 +382,18 @@ fn push(table: &mut Table, point: Point, limit: u64) -> Result<(), Damage> {
     }
     table.points.push(point);
     Ok(())
+}
+
+/// What was read from the last point on, up to the next one; pieces have checksums of their own.
+fn seal(table: &mut Table, sum: u64) {
+    if let Some(last) = table.points.last_mut().filter(|last| !matches!(last.place, Place::Piece(_))) {
+        last.sum = sum;
+    }
+}
+
+/// 0 stands for "not known".
+pub fn digest(sum: &Xxh3) -> u64 {
+    sum.digest().max(1)
 }
 
 fn keep(side: &Side, end: &mut u64, content: &[u8]) -> Result<Stored> {

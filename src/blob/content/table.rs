@@ -14,6 +14,8 @@ pub struct Point {
     /// need for what lies before.
     pub packed: u64,
     pub place: Place,
+    /// Checksum of the blob's bytes up to the next point, as the pass has read them; 0: not known, or of a piece.
+    pub sum: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +58,7 @@ impl Table {
             if frame.content > LONGEST_FRAME || frame.packed > 2 * LONGEST_FRAME {
                 return None;
             }
-            table.points.push(Point { content: table.content, packed: table.packed, place: Place::Start });
+            table.points.push(Point { content: table.content, packed: table.packed, place: Place::Start, sum: 0 });
             table.content = table.content.checked_add(u64::from(frame.content))?;
             table.packed = table.packed.checked_add(u64::from(frame.packed))?;
         }
@@ -96,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_range_is_covered_without_gaps() {
-        let point = |content, packed| Point { content, packed, place: Place::Start };
+        let point = |content, packed| Point { content, packed, place: Place::Start, sum: 0 };
         let table =
             Table { points: vec![point(0, 0), point(0, 0), point(10, 4), point(30, 9)], content: 40, packed: 12 };
         let covered = |range| table.segments(range).map(|s| (s.point, s.content_end, s.packed_end)).collect::<Vec<_>>();
@@ -108,6 +110,6 @@ mod tests {
         assert!(table.is_plausible(12) && !table.is_plausible(11));
         let falling = Table { points: vec![point(0, 0), point(10, 9), point(30, 4)], ..table };
         assert!(!falling.is_plausible(12));
-        assert_eq!(size_of::<Point>(), 40, "ContentLimits::points says so");
+        assert_eq!(size_of::<Point>(), 48, "ContentLimits::points says so");
     }
 }

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub use scope::Scope;
 
 use super::credentials::{Credential, Credentials, Found};
+use super::endpoint::Base;
 use super::retry::Failure;
 use super::web::Web;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,7 +36,7 @@ pub struct Auth {
     registry: String,
     repository: String,
     /// Where the registry itself is.
-    base: Url,
+    base: Arc<Base>,
     credentials: Credentials,
     web: Arc<Web>,
     state: Mutex<State>,
@@ -47,7 +48,8 @@ struct State {
     challenge: Option<Challenge>,
     grants: HashMap<Scope, Grant>,
     generation: u64,
-    refusal: Option<Refusal>,
+    /// Of passwords that the registry itself takes: of no scope.
+    refusals: HashMap<Scope, Refusal>,
     /// When logins were read last because of a 403.
     looked: Option<Instant>,
 }
@@ -84,7 +86,7 @@ pub struct Authorization {
 }
 
 impl Auth {
-    pub fn new(registry: &str, repository: &str, base: Url, credentials: Credentials, web: Arc<Web>) -> Self {
+    pub fn new(registry: &str, repository: &str, base: Arc<Base>, credentials: Credentials, web: Arc<Web>) -> Self {
         let (registry, repository) = (registry.to_owned(), repository.to_owned());
         Self { registry, repository, base, credentials, web, state: Mutex::default() }
     }
@@ -102,7 +104,7 @@ impl Auth {
         let Some(challenge) = state.challenge.clone() else { return Ok(Authorization::default()) };
         match (self.obtain(&mut state, scope, &challenge).await, still_good) {
             (Ok(grant), _) => Ok(grant.authorization(false)),
-            (Err(Failure::Passing { error, .. }), Some(grant)) => {
+            (Err(Failure::Passing { error, .. } | Failure::Dead(error)), Some(grant)) => {
                 tracing::debug!("{error}; going on with the old token");
                 Ok(grant.authorization(false))
             }
@@ -137,13 +139,13 @@ impl Auth {
             }
         } else if refused.again {
             if grant.is_some() {
-                state.refuse(&error, login, READ_AGAIN);
+                state.refuse(scope, &error, login, READ_AGAIN);
                 state.grants.remove(scope);
             }
             return Err(error.into());
         } else if grant.is_some() && matches!(state.challenge, Some(Challenge::Basic)) {
             // Only another login helps; there may be one by now.
-            state.refuse(&error, login, Duration::ZERO);
+            state.refuse(scope, &error, login, Duration::ZERO);
         }
         state.grants.remove(scope);
         if let Some(challenge) = Challenge::of(headers) {
@@ -162,17 +164,17 @@ impl Auth {
 
     async fn obtain(&self, state: &mut State, scope: &Scope, challenge: &Challenge) -> Result<Grant, Failure> {
         let now = Instant::now();
-        if let Some(refusal) = state.refusal.as_ref().filter(|refusal| now < refusal.read_again) {
+        if let Some(refusal) = state.refusal(scope).filter(|refusal| now < refusal.read_again) {
             return Err(refusal.error.clone().into());
         }
         let login = match self.find().await {
             Ok(login) => login,
             Err(error) => {
-                state.refuse(&error, None, READ_AGAIN);
+                state.refuse(scope, &error, None, READ_AGAIN);
                 return Err(error.into());
             }
         };
-        if let Some(refusal) = &mut state.refusal
+        if let Some(refusal) = state.refusal(scope)
             && refusal.login == login
             && now < refusal.send_again
         {
@@ -190,14 +192,14 @@ impl Auth {
             }
             (Challenge::Basic, None) => {
                 let error = self.wants_login();
-                state.refuse(&error, None, READ_AGAIN);
+                state.refuse(scope, &error, None, READ_AGAIN);
                 return Err(error.into());
             }
             (Challenge::Bearer(service), _) => match self.ask(service, scope, login.as_ref()).await {
                 Ok(token) => (format!("Bearer {}", token.text.reveal()), Some(token.lifetime)),
                 Err(failure) => {
                     if let Failure::Final(error) = &failure {
-                        state.refuse(error, login.as_ref(), READ_AGAIN);
+                        state.refuse(scope, error, login.as_ref(), READ_AGAIN);
                     }
                     return Err(failure);
                 }
@@ -206,7 +208,7 @@ impl Auth {
         let mut header = HeaderValue::from_str(&text)
             .map_err(|_| Error::new(ErrorKind::Protocol, &self.registry, "the token is no header text"))?;
         header.set_sensitive(true);
-        state.refusal = state.refusal.take().filter(|refusal| refusal.login == login);
+        state.refusals.retain(|_, refusal| refusal.login == login);
         state.generation = state.generation.wrapping_add(1);
         let expires = lifetime.map(|lifetime| Expiry { renew: now + lifetime - margin(lifetime), end: now + lifetime });
         let grant = Grant { generation: state.generation, header, login, expires };
@@ -232,14 +234,27 @@ impl Auth {
 }
 
 impl State {
-    fn refuse(&mut self, error: &Error, login: Option<&Found>, read_again: Duration) {
+    fn refuse(&mut self, scope: &Scope, error: &Error, login: Option<&Found>, read_again: Duration) {
         let now = Instant::now();
-        self.refusal = Some(Refusal {
+        let refusal = Refusal {
             error: error.clone(),
             login: login.cloned(),
             read_again: now + read_again,
             send_again: now + SEND_AGAIN,
-        });
+        };
+        self.refusals.insert(self.concerned(scope), refusal);
+    }
+
+    fn refusal(&mut self, scope: &Scope) -> Option<&mut Refusal> {
+        self.refusals.get_mut(&self.concerned(scope))
+    }
+
+    /// A token service says of each scope whether it may be; a registry that takes passwords, of the password.
+    fn concerned(&self, scope: &Scope) -> Scope {
+        match self.challenge {
+            Some(Challenge::Bearer(_)) => scope.clone(),
+            _ => Scope::of(&[]),
+        }
     }
 
     /// Whether logins may be read for a 403: not for each of many.

@@ -43,8 +43,8 @@ impl Auth {
         scope: &Scope,
         login: Option<&Found>,
     ) -> Result<Token, Failure> {
-        let url = address(&service.realm, &self.base, &self.registry)?;
-        self.web.targets.check(&url, &self.base)?;
+        let url = address(&service.realm, self.base.url(), &self.registry)?;
+        self.web.targets.check(&url, self.base.url())?;
         // Without the query, which is somebody else's text.
         let object = format!("{}{}", url.origin().ascii_serialization(), url.path());
         let (answer, _) = match login.map(|login| &login.credential) {

@@ -24,6 +24,8 @@ use bytes::Bytes;
 
 /// Bytes of a request. Distribution 2 forgets an upload when a request breaks off, others have what arrived.
 const CHUNK: u64 = 16 << 20;
+/// A blob of no more is sent whole: a request costs the registry a sync of its disk, and two round trips.
+const WHOLE: u64 = 2 * CHUNK;
 /// An upload that the registry has lost begins again, so often altogether.
 const BEGINNINGS: u32 = 4;
 /// Bytes a second at which a registry puts a blob in its place, at least.
@@ -64,17 +66,18 @@ struct Upload<'a> {
 }
 
 impl Registry {
-    /// Sends a blob, and checks its digest while it is read. `kept`: where the upload is written down, so that the next
-    /// process goes on with it. `stop`: to end behind the chunk that is on its way.
+    /// Sends a blob, and checks its digest while it is read, unless the source `is_checked`. `kept`: where the upload is
+    /// written down, so that the next process goes on with it. `stop`: to end behind the chunk that is on its way.
     pub async fn upload(
         &self,
         blob: &Descriptor,
         source: &Arc<dyn BlobSource>,
+        is_checked: bool,
         kept: Option<KeptUpload>,
         stop: &AtomicBool,
         progress: &Progress,
     ) -> Result<()> {
-        let bytes = Arc::new(Bytes::new(blob, source, progress));
+        let bytes = Arc::new(Bytes::new(blob, source, is_checked, progress));
         let mut upload = Upload { registry: self, blob, bytes, kept: kept.map(Arc::new), chunk: CHUNK, stop };
         upload.send().await.map_err(|error| self.explained(error))
     }
@@ -82,7 +85,7 @@ impl Registry {
 
 impl Upload<'_> {
     async fn send(&mut self) -> Result<()> {
-        let mut whole = self.blob.size <= CHUNK;
+        let mut whole = self.blob.size <= WHOLE;
         let mut session = if whole { None } else { self.kept_session().await? };
         let mut beginnings = 0;
         loop {

@@ -92,7 +92,7 @@ impl Writer<'_> {
         files.add(&digest, file);
         let source: Arc<dyn BlobSource> = Arc::new(Local { source: Arc::new(Offline), files });
         let blob = Descriptor { digest, size, media_type: media_type.to_owned(), annotations: Default::default() };
-        let state = sender.runtime.block_on(sender.push.blob(&blob, &source, &sender.moved))?;
+        let state = sender.runtime.block_on(sender.push.blob(&blob, &source, true, &sender.moved))?;
         Ok(Blob { digest: blob.digest, size, existed: state != State::Sent })
     }
 }

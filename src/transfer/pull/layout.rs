@@ -51,7 +51,7 @@ pub async fn to_layout(
 ) -> Result<Vec<Failed>> {
     let layout = block_in_place(|| LayoutWriter::open(output))?;
     let origin = Origin { source: &*artifact.source, mount: Some(mount) };
-    let window = Semaphore::new(PIECES);
+    let (window, _memory) = (Semaphore::new(PIECES), mount.read_once());
     let missing = artifact.blobs.iter().filter(|blob| !there.contains(&blob.digest));
     let fetched = stream::iter(missing).map(async |blob| {
         let fetched = async {

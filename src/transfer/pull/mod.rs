@@ -188,7 +188,7 @@ pub async fn pull(
     let open = || Folder::open(&options.output).map_err(|error| folder::failed(&options.output, &error));
     let output = block_in_place(open)?;
     let done = Mutex::new(block_in_place(|| Done::read(&options.output)));
-    let window = Semaphore::new(PIECES);
+    let (window, _memory) = (Semaphore::new(PIECES), mount.read_once());
     let pulling = Pulling { mount, options, output: &output, window: &window, done: &done, progress };
     // What two files have in common is fetched once: the second finds it in the cache.
     let mut groups: HashMap<&str, Vec<&Item>> = HashMap::new();

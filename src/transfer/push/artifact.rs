@@ -54,6 +54,8 @@ pub struct Artifact {
     pub source: Arc<dyn BlobSource>,
     /// Which of the manifests are there because they are attached, and to what.
     pub attached: Vec<(Digest, Referrer)>,
+    /// The source gives what has these digests, or an error: they need not be made again.
+    pub is_checked: bool,
     root: Stored,
 }
 
@@ -66,9 +68,16 @@ pub struct Stored {
 }
 
 impl Artifact {
-    /// One manifest with its blobs.
+    /// One manifest with its blobs, whose digests were just made of what the source has.
     pub fn of(root: Stored, blobs: impl IntoIterator<Item = Descriptor>, source: Arc<dyn BlobSource>) -> Self {
-        Self { levels: vec![vec![root.clone()]], blobs: unique(blobs), source, attached: Vec::new(), root }
+        Self {
+            levels: vec![vec![root.clone()]],
+            blobs: unique(blobs),
+            source,
+            attached: Vec::new(),
+            is_checked: true,
+            root,
+        }
     }
 
     /// `attached_in`: where to look up what is attached, if that is wanted.
@@ -126,7 +135,7 @@ impl Artifact {
             true => source,
             false => Arc::new(Described { source, inline, elsewhere: HashMap::new() }),
         };
-        Ok(Self { levels, blobs: unique(blobs), source, attached, root })
+        Ok(Self { levels, blobs: unique(blobs), source, attached, is_checked: false, root })
     }
 
     pub fn root(&self) -> &Stored {

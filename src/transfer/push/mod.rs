@@ -68,7 +68,9 @@ impl Push {
             return Err(Error::new(ErrorKind::Usage, digest, cause).hint("name a tag"));
         }
         let blobs = stream::iter(&artifact.blobs)
-            .map(async |blob| Ok::<_, Error>((blob.clone(), self.blob(blob, &artifact.source, moved).await?)))
+            .map(async |blob| {
+                Ok::<_, Error>((blob.clone(), self.blob(blob, &artifact.source, artifact.is_checked, moved).await?))
+            })
             .buffered(self.jobs)
             .try_collect()
             .await?;
@@ -100,20 +102,32 @@ impl Push {
         listing.buffer_unordered(self.jobs).try_collect().await
     }
 
-    /// One blob, without a manifest that names it.
-    pub async fn blob(&self, blob: &Descriptor, source: &Arc<dyn BlobSource>, moved: &Moved) -> Result<State> {
+    /// One blob, without a manifest that names it. `is_checked`: see [`Artifact`].
+    pub async fn blob(
+        &self,
+        blob: &Descriptor,
+        source: &Arc<dyn BlobSource>,
+        is_checked: bool,
+        moved: &Moved,
+    ) -> Result<State> {
         let so_far = AtomicU64::new(0);
         let moved = Arc::clone(moved);
         let progress: Progress = Arc::new(move |now| {
             let before = so_far.swap(now, Ordering::Relaxed);
             moved(now.cast_signed().wrapping_sub(before.cast_signed()));
         });
-        let state = self.bring(blob, source, &progress).await?;
+        let state = self.bring(blob, source, is_checked, &progress).await?;
         progress(blob.size);
         Ok(state)
     }
 
-    async fn bring(&self, blob: &Descriptor, source: &Arc<dyn BlobSource>, progress: &Progress) -> Result<State> {
+    async fn bring(
+        &self,
+        blob: &Descriptor,
+        source: &Arc<dyn BlobSource>,
+        is_checked: bool,
+        progress: &Progress,
+    ) -> Result<State> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(
                 Error::new(ErrorKind::Io, &self.reference, "interrupted").hint("push again: it goes on from here")
@@ -138,7 +152,7 @@ impl Push {
                 tokio::task::spawn_blocking(move || uploads.of(&reference, &digest)).await.ok().flatten()
             }
         };
-        self.registry.upload(blob, source, kept, &self.stop, progress).await?;
+        self.registry.upload(blob, source, is_checked, kept, &self.stop, progress).await?;
         Ok(State::Sent)
     }
 }

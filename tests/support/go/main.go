@@ -1,10 +1,15 @@
 // A registry in memory that has the referrers API, which distribution has not: go-containerregistry's own.
+// With two arguments, a certificate and its key, it speaks TLS, and HTTP/2 alone.
 package main
 
 import (
+	"crypto/tls"
 	"log"
 	"net"
 	"net/http"
+	"os"
+	"slices"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 )
@@ -14,6 +19,33 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	server := &http.Server{Handler: registry.New(registry.WithReferrersSupport(true))}
 	log.Printf("listening on %s", listener.Addr())
-	log.Fatal(http.Serve(listener, registry.New(registry.WithReferrersSupport(true))))
+	if len(os.Args) == 3 {
+		log.Fatal(serveHTTP2(server, listener, os.Args[1], os.Args[2]))
+	}
+	log.Fatal(server.Serve(listener))
+}
+
+// Who comes with HTTP/1.1 is refused in turns as RFC 7301 demands, in the handshake, and as Go does, by closing the
+// connection behind it.
+func serveHTTP2(server *http.Server, listener net.Listener, certificate, key string) error {
+	pair, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		return err
+	}
+	var others atomic.Uint32
+	strict := &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"none"}}
+	server.TLSConfig = &tls.Config{
+		Certificates: []tls.Certificate{pair},
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if slices.Contains(hello.SupportedProtos, "h2") || others.Add(1)%2 == 0 {
+				return nil, nil
+			}
+			return strict, nil
+		},
+	}
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP2(true)
+	return server.ServeTLS(listener, "", "")
 }

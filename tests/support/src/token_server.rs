@@ -44,6 +44,7 @@ struct State {
 struct Now {
     lifetime: Duration,
     says_lifetime: bool,
+    refused: Option<String>,
     asked: Vec<Asked>,
 }
 
@@ -63,7 +64,7 @@ impl TokenServer {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let first = ["req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=A token server"];
         openssl(directory.path(), &[&first[..], &["-keyout", "key", "-out", "certificate"]].concat());
-        let now = Now { lifetime: Duration::from_secs(300), says_lifetime: true, asked: Vec::new() };
+        let now = Now { lifetime: Duration::from_secs(300), says_lifetime: true, refused: None, asked: Vec::new() };
         let state = Arc::new(State { directory, now: Mutex::new(now) });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port on the loopback interface");
         listener.set_nonblocking(true).expect("a socket can be watched");
@@ -77,6 +78,11 @@ impl TokenServer {
     pub fn set_lifetime(&self, lifetime: Duration, says_lifetime: bool) {
         let mut now = self.state.now();
         (now.lifetime, now.says_lifetime) = (lifetime, says_lifetime);
+    }
+
+    /// Nobody gets a token for this repository any more.
+    pub fn refuse(&self, repository: &str) {
+        self.state.now().refused = Some(format!("repository:{repository}:"));
     }
 
     /// All tokens that were asked for so far.
@@ -126,6 +132,9 @@ impl State {
             // oras and docker then do without OAuth2.
             "POST" => 404,
             _ if login.is_some() && !right => 401,
+            _ if now.refused.as_ref().is_some_and(|refused| scopes.iter().any(|scope| scope.starts_with(refused))) => {
+                403
+            }
             _ => 200,
         };
         let user = login.map(|login| login.map(|(name, _)| name).unwrap_or_default());

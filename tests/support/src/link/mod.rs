@@ -30,8 +30,8 @@ mod relay;
 mod timer;
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::server_thread::ServerThread;
@@ -66,6 +66,7 @@ struct Counters {
     cut: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
+    down_of_each: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
 /// See the module. Dropped, it is gone with all its connections.
@@ -119,6 +120,12 @@ impl Link {
     /// Bytes delivered to clients, with HTTP's headers.
     pub fn bytes_down(&self) -> u64 {
         self.counters.down.load(Ordering::Acquire)
+    }
+
+    /// The same for each connection, in the order of their opening.
+    pub fn bytes_down_of_each(&self) -> Vec<u64> {
+        let each = self.counters.down_of_each.lock().expect("nothing panics with it in hand");
+        each.iter().map(|bytes| bytes.load(Ordering::Acquire)).collect()
     }
 
     /// Bytes delivered to the server.

@@ -80,8 +80,11 @@ impl Connection {
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         let [up, down] = [0, 1].map(|direction| self.direction(direction));
-        let upward = up.carry(from_client, to_server, None, &self.counters.up, Some(&self.counters.requests));
-        let downward = down.carry(from_server, to_client, self.cut, &self.counters.down, None);
+        let own = Arc::new(AtomicU64::new(0));
+        self.counters.down_of_each.lock().expect("nothing panics with it in hand").push(Arc::clone(&own));
+        let (sent, received) = ([&self.counters.up], [&self.counters.down, &own]);
+        let upward = up.carry(from_client, to_server, None, &sent, Some(&self.counters.requests));
+        let downward = down.carry(from_server, to_client, self.cut, &received, None);
         tokio::pin!(upward, downward);
         let (ended, upward_ended) = tokio::select! {
             ended = &mut downward => (ended, false),
@@ -142,11 +145,11 @@ impl Direction {
         from: OwnedReadHalf,
         to: OwnedWriteHalf,
         cut: Option<u64>,
-        counter: &AtomicU64,
+        counters: &[&AtomicU64],
         requests: Option<&AtomicU64>,
     ) -> Ended {
         let (send, receive) = mpsc::unbounded_channel();
-        let (ended, ()) = tokio::join!(self.take_up(from, send, cut), deliver(receive, to, counter, requests));
+        let (ended, ()) = tokio::join!(self.take_up(from, send, cut), deliver(receive, to, counters, requests));
         ended
     }
 
@@ -181,7 +184,7 @@ impl Direction {
 async fn deliver(
     mut receive: mpsc::UnboundedReceiver<OnTheWay>,
     mut to: OwnedWriteHalf,
-    counter: &AtomicU64,
+    counters: &[&AtomicU64],
     requests: Option<&AtomicU64>,
 ) {
     let mut timer = Timer::new();
@@ -191,7 +194,9 @@ async fn deliver(
         if to.write_all(&part.bytes).await.is_err() {
             return;
         }
-        counter.fetch_add(part.bytes.len() as u64, Ordering::AcqRel);
+        for counter in counters {
+            counter.fetch_add(part.bytes.len() as u64, Ordering::AcqRel);
+        }
         if let Some(requests) = requests {
             requests.fetch_add(heads.end_in(&part.bytes), Ordering::AcqRel);
         }

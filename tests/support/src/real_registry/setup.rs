@@ -24,7 +24,8 @@ pub enum Program {
     Distribution3,
     /// Any distribution.
     DistributionAt(PathBuf),
-    /// go-containerregistry's: has the referrers API, and forgets all when it is stopped. Takes no options.
+    /// go-containerregistry's: has the referrers API, and forgets all when it is stopped. Behind TLS it speaks HTTP/2 alone;
+    /// takes no other options.
     Referrers,
 }
 
@@ -102,7 +103,8 @@ impl Setup {
 
     pub(super) fn arguments(&self, directory: &Path, address: &str) -> Vec<OsString> {
         if matches!(self.program, Program::Referrers) {
-            return Vec::new();
+            let pair = self.guard.tls.iter();
+            return pair.flat_map(|pair| [pair.certificate.clone().into(), pair.key.clone().into()]).collect();
         }
         let config = directory.join("config.yml");
         std::fs::write(&config, self.config(directory, address).to_string())

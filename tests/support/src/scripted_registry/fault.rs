@@ -175,6 +175,7 @@ pub struct Matcher {
     kinds: Option<Vec<Kind>>,
     method: Option<String>,
     path: Option<String>,
+    header: Option<&'static str>,
     range: Option<Range<u64>>,
     touches: Option<Range<u64>>,
     nth: Option<u32>,
@@ -217,6 +218,12 @@ impl Matcher {
         self
     }
 
+    /// Requests that come with this header.
+    pub fn with_header(mut self, name: &'static str) -> Self {
+        self.header = Some(name);
+        self
+    }
+
     /// Requests of exactly this byte range.
     pub fn range(mut self, range: Range<u64>) -> Self {
         self.range = Some(range);
@@ -240,6 +247,7 @@ impl Matcher {
         self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&request.kind))
             && self.method.as_ref().is_none_or(|method| *method == request.method)
             && self.path.as_ref().is_none_or(|part| request.path.contains(part.as_str()))
+            && self.header.is_none_or(|name| request.header(name).is_some())
             && self.range.as_ref().is_none_or(|wanted| range.as_ref() == Some(wanted))
             && self.touches.as_ref().is_none_or(|wanted| match (&range, &request.range) {
                 (Some(range), _) => range.start < wanted.end && wanted.start < range.end,

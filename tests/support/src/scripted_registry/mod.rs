@@ -215,6 +215,11 @@ impl ScriptedRegistry {
         self.shared.lock().connections
     }
 
+    /// Connections that are open now.
+    pub fn open_connections(&self) -> usize {
+        self.shared.lock().open
+    }
+
     /// From now on `/v2/` wants a bearer token, which `/token` gives to everybody.
     pub fn require_token(&self) {
         self.shared.lock().tokens.get_or_insert_default();

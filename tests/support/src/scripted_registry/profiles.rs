@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{ALWAYS, Fault, Kind, Matcher, ScriptedRegistry};
+use super::{ALWAYS, Fault, Gate, Kind, Matcher, ScriptedRegistry};
 
 /// What a profile needs: the registry, a host for its blobs, one for its tokens, and the digests of the layers.
 pub struct Parts<'a> {
@@ -91,6 +91,28 @@ pub fn ghcr(parts: &Parts<'_>) {
     parts.registry.require_token();
     parts.registry.keep_blobs_at(parts.storage);
     parts.storage.fault(Matcher::path("/blobs/").method("HEAD"), Fault::status(403), ALWAYS);
+}
+
+/// GitLab: tokens from its web application, which is another host (`/jwt/auth`), and redirects to the CDN for some requests
+/// only. <https://docs.gitlab.com/administration/packages/container_registry/>,
+/// <https://gitlab.com/gitlab-org/container-registry/-/merge_requests/830>
+pub fn gitlab(parts: &Parts<'_>) {
+    parts.registry.take_tokens_from(parts.tokens);
+    parts.registry.share_blobs_with(parts.storage);
+    if let Some(layer) = parts.layers.first() {
+        let away = Fault::Redirect(parts.storage.blob_url("pastis", layer));
+        parts.registry.fault(Matcher::blob(layer), away, ALWAYS);
+    }
+}
+
+/// Azure: the token is called `access_token` and does not say how long it lives; blobs lie in Azure's storage, which refuses
+/// a signed address that comes with an `Authorization`.
+/// <https://learn.microsoft.com/en-us/rest/api/containerregistry/access-tokens/get-from-login>,
+/// <https://github.com/Azure/acr/issues/217>
+pub fn azure(parts: &Parts<'_>) {
+    parts.registry.guard(Gate { oauth: true, untold: true, ..Gate::default() });
+    parts.registry.keep_blobs_at(parts.storage);
+    parts.storage.fault(Matcher::any().with_header("authorization"), Fault::status(400), ALWAYS);
 }
 
 /// Artifactory: checksums in headers of its own, no `Docker-Content-Digest`, manifests as `application/octet-stream`.

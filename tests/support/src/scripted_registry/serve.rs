@@ -59,8 +59,9 @@ pub(super) async fn serve(listener: std::net::TcpListener, shared: Shared, mut c
             accepted = accept(&door) => {
                 shared.lock().connections += 1;
                 connections.spawn(converse(accepted, shared.clone(), address));
+                shared.lock().open = connections.len();
             }
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            Some(_) = connections.join_next(), if !connections.is_empty() => shared.lock().open = connections.len(),
         }
     }
 }

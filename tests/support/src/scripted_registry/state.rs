@@ -37,6 +37,7 @@ pub(super) struct State {
     pub tokens_issued: u32,
     pub guarded: Guarded,
     pub connections: u64,
+    pub open: usize,
     /// The token service is on another host.
     pub token_origin: Option<String>,
     /// This is the token service of another registry.

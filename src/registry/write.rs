@@ -1,10 +1,9 @@
 //! Writing to the registry itself, never to a mirror: what it has, blobs of its other repositories, manifests.
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
-use tokio::time::timeout_at;
 
 use super::answer::{body_up_to, header, status_failure};
 use super::auth::Scope;
@@ -29,9 +28,15 @@ impl Registry {
 
     async fn exists(&self, path: &str, digest: &Digest) -> Result<bool> {
         let object = digest.as_str();
-        let (answer, from) = self.write(Method::HEAD, path, HeaderMap::new(), None, &self.push(), object).await?;
+        let ask = async |method, headers| self.write(method, path, headers, None, &self.push(), object).await;
+        let (mut answer, mut from) = ask(Method::HEAD, HeaderMap::new()).await?;
+        if matches!(answer.status(), StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
+            let first = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))]);
+            (answer, from) = ask(Method::GET, first).await?;
+        }
         match answer.status() {
-            status if status.is_success() => Ok(true),
+            // Of nothing there is no first byte.
+            status if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
             // It has sent us to a storage, whose signature need not be one for HEAD.
             _ if from.origin() != self.origin().base().origin() => Ok(true),
@@ -104,20 +109,13 @@ impl Registry {
     ) -> Result<(Response, Url)> {
         // Whoever has just called wants to know soon; what has run for hours outlives an outage.
         let retry = if self.traffic.count().requests == 0 { Retry::a_few_times_within } else { Retry::within };
-        let mut retry = retry(self.timeout);
-        loop {
+        let attempt = async || {
             let request = self.origin().request(method.clone(), path, headers.clone(), body, scope, object);
-            let failure = match timeout_at(retry.deadline(), request).await {
-                Ok(Ok((answer, from))) => match self.passing(answer, object).await {
-                    Ok(answer) => return Ok((answer, from)),
-                    Err(failure) => failure,
-                },
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(retry.timed_out(object)),
-            };
-            retry.pause(failure, &self.back).await.map_err(|error| self.explained(error))?;
-            self.traffic.retry();
-        }
+            let (answer, from) = request.await?;
+            Ok((self.passing(answer, object).await?, from))
+        };
+        let done = retry(self.timeout).run(object, &self.back, &self.traffic, attempt).await;
+        done.map_err(|error| self.explained(error))
     }
 
     /// An answer that says nothing but that it may be another one later is a failure.
