@@ -518,6 +518,23 @@ fn seekable_zstd_is_attached_and_gzip_is_not() {
     mounted.unmount();
 }
 
+#[test]
+fn an_index_is_attached_in_an_image_layout_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let reference = format!("oci:{}:t", folder.path().display());
+    let artifact = Artifact::new().tar("1.tar", patch_tar(1, 32)).tar("2.tar", patch_tar(2, 32));
+    artifact.write_layout(folder.path(), "t");
+    let told = eo_mount(&Home::new(), &["index", "--attach", &reference]).expect_success("index").text();
+    let digest = told.lines().last().unwrap().strip_prefix("attached ").unwrap().to_owned();
+    let (found, without) = (mount(&reference, &["-vv"]), mount(&reference, &["--no-index"]));
+    assert_eq!(list(found.path()), list(without.path()));
+    assert!(found.log().contains(&format!("attached index {digest}: it has 2 layers")), "{}", found.log());
+    let file = "2/DATA_S2/S2_2.npy";
+    assert!(fs::read(found.join(file)).unwrap() == fs::read(without.join(file)).unwrap());
+    found.unmount();
+    without.unmount();
+}
+
 /// zstd's seekable format, version 0.1.0.
 fn seekable(content: &[u8], frame: usize) -> Vec<u8> {
     let (mut packed, mut table) = (Vec::new(), Vec::new());

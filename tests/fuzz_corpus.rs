@@ -9,12 +9,13 @@ mod targets;
 type Target = fn(&[u8]);
 
 /// With how many changed inputs each gets: an archive of the indexer has megabytes.
-const TARGETS: [(&str, Target, usize); 7] = [
+const TARGETS: [(&str, Target, usize); 8] = [
     ("scanner", targets::scanner, 3000),
     ("indexer", targets::indexer, 40),
     ("pax", targets::pax, 3000),
     ("zip", targets::zip, 3000),
     ("stored_index", targets::stored_index, 3000),
+    ("attached_index", targets::attached_index, 3000),
     ("checkpoints", targets::checkpoints, 3000),
     ("seek_table", targets::seek_table, 3000),
 ];

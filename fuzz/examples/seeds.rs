@@ -6,7 +6,8 @@ use std::path::Path;
 
 use eo_mount::blob::content::{Compression, Place, Point, Stored, Table, encode_table};
 use eo_mount::index::{
-    Content, EntryId, Kind, LayerIndex, LayerIndexBuilder, Limits, Member, ScanError, Scanner, Segment, Step, encode,
+    AttachedPart, ChunkDigests, Content, EntryId, Kind, LayerIndex, LayerIndexBuilder, Limits, Member, ScanError,
+    Scanner, Segment, Step, TRAILER, encode, footer_length, write_attached,
 };
 use eo_mount::oci::Digest;
 
@@ -41,6 +42,7 @@ fn main() {
     save("indexer", "archives-inside", &plan(&[[0x49, 1, 90, 0], [0x2b, 4, 30, 3], [0, 1, 40, 0], [3, 0, 200, 1]]));
     zips();
     tables();
+    attached();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
@@ -137,6 +139,25 @@ fn extensions() -> Vec<(&'static str, u8, Vec<u8>)> {
 fn plan(steps: &[[u8; 4]]) -> Vec<u8> {
     let steps = steps.concat();
     [&[4, 5, 8, 9, 7, 0][..], &steps, &steps, &steps].concat()
+}
+
+fn attached() {
+    let part = |name: &str, digests: bool| {
+        let archive = [directory("d/"), file("d/a", name.as_bytes()), end()].concat();
+        let (digest, size) = (Digest::sha256_of(name.as_bytes()), archive.len() as u64);
+        let index = encode(&index_of(&archive).expect("an archive"), &digest, size, Content::Blob).expect("an index");
+        let mut of_chunks = ChunkDigests::default();
+        of_chunks.push(&archive);
+        AttachedPart { digest, size, index, digests: digests.then_some(of_chunks) }
+    };
+    let all = [("none", vec![]), ("one", vec![part("a", false)]), ("two", vec![part("a", false), part("b", true)])];
+    for (name, parts) in all {
+        let blob = write_attached(parts).expect("a blob").bytes;
+        let length = footer_length(&blob, &Limits::default()).expect("a footer") as usize;
+        let table = blob.len() - length + 8..blob.len() - TRAILER as usize;
+        save("attached_index", name, &[&[0], &blob[..]].concat());
+        save("attached_index", &format!("{name}-table"), &[&[1], &blob[table]].concat());
+    }
 }
 
 fn zips() {

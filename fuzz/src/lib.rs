@@ -11,7 +11,7 @@ use eo_mount::blob::content::{
 };
 use eo_mount::index::{
     Content, EntryId, Habits, Indexer, Kind, LayerIndex, LayerIndexBuilder, Limits, Member, ScanError, Scanner,
-    Segment, Step, StreamIndexer, Tuning, ZipIndex, ZipScanner, ZipStep, decode, encode,
+    Segment, Step, StreamIndexer, Tuning, ZipIndex, ZipScanner, ZipStep, decode, encode, footer_length, read_footer,
 };
 use eo_mount::oci::Digest;
 use sha2::Digest as _;
@@ -147,6 +147,38 @@ pub fn zip(input: &[u8]) {
         }
         (Err(found), Err(again)) => assert_eq!(found, again),
         (found, again) => panic!("windows change what is found: {:?} {:?}", found.err(), again.err()),
+    }
+}
+
+/// Byte 0: even, the rest is the blob; odd, it is the table of a footer.
+pub fn attached_index(input: &[u8]) {
+    let [how, rest @ ..] = input else { return };
+    let mut blob = rest.to_vec();
+    if how & 1 == 1 {
+        let table = &rest[..rest.len() - rest.len() % 136];
+        let length = table.len() as u64;
+        blob = [&0x184D_2A5E_u32.to_le_bytes()[..], &(length as u32 + 56).to_le_bytes(), table].concat();
+        blob.extend(sha2::Sha256::digest(table));
+        blob.extend([&length.to_le_bytes()[..], &1_u64.to_le_bytes(), b"\x89EOATT\r\n"].concat());
+    }
+    let Ok(length) = footer_length(&blob, &limits()) else { return };
+    let Some(start) = (blob.len() as u64).checked_sub(length) else { return };
+    let Ok(layers) = read_footer(&blob[start as usize..], blob.len() as u64, &limits(), |_| true) else { return };
+    assert!(layers.len() as u64 <= limits().footer_bytes / 136);
+    let piece = |range: &Range<u64>| {
+        assert!(range.start <= range.end && range.end <= start, "{range:?} of {start}");
+        &blob[range.start as usize..range.end as usize]
+    };
+    for layer in layers.values() {
+        if let Ok(index) = layer.open_index(piece(&layer.index.range), &limits()) {
+            assert!(index.len() as u64 <= limits().index_bytes);
+            let _ = decode(&index, &digest(), layer.size, &limits());
+        }
+        if let Some(frame) = &layer.digests
+            && let Ok(digests) = layer.open_digests(piece(&frame.range))
+        {
+            assert!(digests.get(layer.size.div_ceil(65_536)).is_none());
+        }
     }
 }
 
