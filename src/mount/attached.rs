@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -35,6 +35,8 @@ const LONGEST_TAIL: u64 = 4 << 20;
 const USUAL_TAIL: u64 = 64 << 10;
 /// Attached indexes that are tried, the newest first.
 const CANDIDATES: usize = 4;
+/// Bytes of a layer, beyond which another request is little beside those for its headers.
+const LARGE: u64 = 1 << 30;
 /// Bytes read at once for digests.
 const PIECE: u64 = 1 << 20;
 
@@ -116,21 +118,31 @@ pub fn part(layer: &Descriptor, contents: &Contents, sources: &Sources) -> Optio
     Some(AttachedPart { digest: layer.digest.clone(), size: layer.size, index, digests: None })
 }
 
-/// What is attached to the manifests of a mount; looked up once, when an index is first missing.
+/// What is attached to the manifests of a mount; looked up once, when an index is first missing. That is one request for a look
+/// into one small layer: where there is no referrers API, the tag in its place is asked when a second index is missing.
 pub struct Attached {
     repository: Repository,
     chunks: Arc<ChunkCache>,
     limits: Limits,
-    /// Looking it up takes no longer.
+    /// Neither way of looking it up takes longer.
     patience: Duration,
     parts: Vec<Part>,
     /// The part that a layer is of.
     layers: HashMap<Digest, usize>,
+    /// The layer whose index was missing first.
+    first: OnceLock<Digest>,
 }
 
 struct Part {
     subject: Digest,
-    found: OnceCell<Option<Found>>,
+    by_api: OnceCell<Answer>,
+    by_tag: OnceCell<Answer>,
+}
+
+enum Answer {
+    NoApi,
+    Nothing,
+    Found(Found),
 }
 
 /// An attached index that holds.
@@ -152,12 +164,13 @@ impl Attached {
     ) -> Self {
         let (mut parts, mut layers) = (Vec::new(), HashMap::new());
         for (number, manifest) in manifests.iter().enumerate() {
-            parts.push(Part { subject: manifest.descriptor.digest.clone(), found: OnceCell::new() });
+            let subject = manifest.descriptor.digest.clone();
+            parts.push(Part { subject, by_api: OnceCell::new(), by_tag: OnceCell::new() });
             for layer in &manifest.manifest.layers {
                 layers.entry(layer.digest.clone()).or_insert(number);
             }
         }
-        Self { repository, chunks, limits, patience, parts, layers }
+        Self { repository, chunks, limits, patience, parts, layers, first: OnceLock::new() }
     }
 
     /// Uses this one and no other, and has its digests checked from now on.
@@ -174,7 +187,7 @@ impl Attached {
         }
         let mut found = Some(found);
         for (at, part) in self.parts.iter().enumerate() {
-            let _ = part.found.set(found.take_if(|_| at == number));
+            let _ = part.by_api.set(found.take_if(|_| at == number).map_or(Answer::Nothing, Answer::Found));
         }
         Ok(())
     }
@@ -199,7 +212,14 @@ impl Attached {
     pub async fn index(&self, layer: &Descriptor, limits: &Limits) -> Option<(LayerIndex, Content)> {
         let number = *self.layers.get(&layer.digest)?;
         let part = self.parts.get(number)?;
-        let found = part.found.get_or_init(|| self.discover(number, &part.subject)).await.as_ref()?;
+        // Also later: what was shown of it came from its headers.
+        let is_first = *self.first.get_or_init(|| layer.digest.clone()) == layer.digest;
+        let subject = &part.subject;
+        let mut answer = part.by_api.get_or_init(|| self.in_time(subject, self.by_api(number, subject))).await;
+        if matches!(answer, Answer::NoApi) && (!is_first || layer.size > LARGE) {
+            answer = part.by_tag.get_or_init(|| self.in_time(subject, self.by_tag(number, subject))).await;
+        }
+        let Answer::Found(found) = answer else { return None };
         let attached = found.layers.get(&layer.digest).filter(|attached| attached.size == layer.size)?;
         let index = self.open(found, attached, layer, limits).await;
         let warn = |error: &Error| tracing::warn!("layer {}: {error}; it is indexed anew", layer.digest);
@@ -219,17 +239,31 @@ impl Attached {
         opened.map_err(|error| wrong(&found.manifest, error))
     }
 
-    async fn discover(&self, number: usize, subject: &Digest) -> Option<Found> {
-        tokio::time::timeout(self.patience, self.newest(number, subject)).await.unwrap_or_else(|_| {
-            tracing::debug!("{subject}: looking for an attached index took too long; going on without");
-            None
+    async fn in_time(&self, subject: &Digest, answer: impl Future<Output = Result<Answer>>) -> Answer {
+        let without = |cause: &dyn std::fmt::Display| {
+            tracing::debug!("{subject}: {cause}; going on without an attached index");
+            Answer::Nothing
+        };
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => without(&error),
+            Err(_) => without(&"looking for what is attached took too long"),
+        }
+    }
+
+    async fn by_api(&self, number: usize, subject: &Digest) -> Result<Answer> {
+        Ok(match self.repository.referrers_of_api(subject, INDEX_TYPE).await? {
+            Some(referrers) => self.newest(number, referrers).await,
+            None => Answer::NoApi,
         })
     }
 
-    async fn newest(&self, number: usize, subject: &Digest) -> Option<Found> {
-        let referrers = self.repository.referrers(subject, Some(INDEX_TYPE)).await;
-        let mut referrers =
-            referrers.inspect_err(|error| tracing::debug!("{error}; going on without an attached index")).ok()?;
+    async fn by_tag(&self, number: usize, subject: &Digest) -> Result<Answer> {
+        let referrers = self.repository.referrers_of_tag(subject, INDEX_TYPE).await?;
+        Ok(self.newest(number, referrers).await)
+    }
+
+    async fn newest(&self, number: usize, mut referrers: Vec<Referrer>) -> Answer {
         let created = |referrer: &Referrer| -> Option<SystemTime> {
             humantime::parse_rfc3339(referrer.descriptor.annotations.get(CREATED)?).ok()
         };
@@ -242,11 +276,11 @@ impl Attached {
                 Err(error) => Err(error),
             };
             match found {
-                Ok(found) => return Some(found),
+                Ok(found) => return Answer::Found(found),
                 Err(error) => tracing::warn!("{error}; it is passed over"),
             }
         }
-        None
+        Answer::Nothing
     }
 
     /// An attached index, as far as a listing needs it. `trusted`: its manifest must stand for its footer.

@@ -30,6 +30,15 @@ pub struct Repository {
     manifests: Option<Arc<Manifests>>,
 }
 
+/// Where a registry lists what is attached.
+#[derive(Clone, Copy)]
+enum List {
+    Api,
+    /// In place of the API.
+    Tag,
+    Either,
+}
+
 #[derive(Clone)]
 enum At {
     /// `None`: nobody is to be asked.
@@ -123,6 +132,20 @@ impl Repository {
     /// What is attached to `subject`, of one type or of any. All of it is kept: while the registry cannot be asked, it is
     /// what was attached when it was asked last.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Referrer>> {
+        Ok(self.listed(subject, artifact_type, List::Either).await?.unwrap_or_default())
+    }
+
+    /// With one request. `None`: the registry has no API for it, see [`Self::referrers_of_tag`].
+    pub async fn referrers_of_api(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<Referrer>>> {
+        self.listed(subject, Some(artifact_type), List::Api).await
+    }
+
+    /// Of a registry that is known to have no API for it.
+    pub async fn referrers_of_tag(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
+        Ok(self.listed(subject, Some(artifact_type), List::Tag).await?.unwrap_or_default())
+    }
+
+    async fn listed(&self, subject: &Digest, artifact_type: Option<&str>, list: List) -> Result<Option<Vec<Referrer>>> {
         let mut found = match &self.at {
             At::Layout(layout) => {
                 let (layout, subject) = (Arc::clone(layout), subject.clone());
@@ -130,7 +153,11 @@ impl Repository {
             }
             At::Registry(reference, registry) => {
                 let asked = match registry {
-                    Some(registry) => registry.referrers(subject).await,
+                    Some(registry) => match list {
+                        List::Api => registry.referrers_of_api(subject).await,
+                        List::Tag => registry.referrers_listed_by_tag(subject).await.map(Some),
+                        List::Either => registry.referrers(subject).await.map(Some),
+                    },
                     None => {
                         let cause = "offline: what is attached is not known";
                         let error = Error::new(ErrorKind::Unreachable, subject, cause);
@@ -138,7 +165,8 @@ impl Repository {
                     }
                 };
                 match asked {
-                    Ok(referrers) => {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(referrers)) => {
                         let referrers = self.correct(subject, referrers).await;
                         self.keep(reference, subject, &referrers).await?;
                         referrers
@@ -153,7 +181,7 @@ impl Repository {
             }
         };
         found.retain(|referrer| artifact_type.is_none_or(|wanted| referrer.artifact_type == wanted));
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Registries of go-containerregistry tell the type of the config, which is no type of an artifact where it is empty.

@@ -30,7 +30,12 @@ impl Registry {
         self.attempts(subject, || self.listed_referrers(subject)).await
     }
 
-    /// The index that stands in for the API, as it is; `None`: there is none yet.
+    /// What the index lists that stands in for the API.
+    pub async fn referrers_listed_by_tag(&self, subject: &Digest) -> Result<Vec<Referrer>> {
+        self.attempts(subject, || self.tagged_referrers(subject)).await
+    }
+
+    /// That index, as it is; `None`: there is none yet.
     pub async fn referrers_of_tag(&self, subject: &Digest) -> Result<Option<Bytes>> {
         Ok(self.tagged(&referrers_tag(subject), subject).await?.map(|(_, bytes)| bytes))
     }
@@ -50,13 +55,10 @@ impl Registry {
     }
 
     async fn try_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
-        let mut referrers = match self.listed_referrers(subject).await? {
-            Some(referrers) => referrers,
-            None => self.tagged_referrers(subject).await?,
-        };
-        let mut seen = HashSet::new();
-        referrers.retain(|referrer| seen.insert(referrer.descriptor.digest.clone()));
-        Ok(referrers)
+        match self.listed_referrers(subject).await? {
+            Some(referrers) => Ok(referrers),
+            None => self.tagged_referrers(subject).await,
+        }
     }
 
     /// `None`: the registry has no such API.
@@ -89,7 +91,7 @@ impl Registry {
             let bytes = body_up_to(answer, room.min(LARGEST_MANIFEST), object, &self.traffic).await?;
             room = room.saturating_sub(bytes.len() as u64);
             referrers.extend(list(&bytes, object)?);
-            let Some(next) = next else { return Ok(Some(referrers)) };
+            let Some(next) = next else { return Ok(Some(each_once(referrers))) };
             if next.origin() != from.origin() {
                 let cause = "the list of what is attached goes on at another registry";
                 return Err(Error::new(ErrorKind::Protocol, object, cause).hint("tell the registry's operator").into());
@@ -102,7 +104,7 @@ impl Registry {
 
     async fn tagged_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
         match self.try_tagged(&referrers_tag(subject)).await? {
-            Some((_, bytes)) => Ok(list(&bytes, &referrers_tag(subject))?),
+            Some((_, bytes)) => Ok(each_once(list(&bytes, &referrers_tag(subject))?)),
             None => Ok(Vec::new()),
         }
     }
@@ -114,6 +116,12 @@ impl Registry {
         }
         self.checked_manifest(answer, None, tag).await.map(Some)
     }
+}
+
+fn each_once(mut referrers: Vec<Referrer>) -> Vec<Referrer> {
+    let mut seen = HashSet::new();
+    referrers.retain(|referrer| seen.insert(referrer.descriptor.digest.clone()));
+    referrers
 }
 
 fn list(bytes: &[u8], object: &str) -> Result<Vec<Referrer>> {
