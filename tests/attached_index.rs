@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use eo_mount::index::{
-    AttachedPart, ChunkDigests, Content, DIGEST_CHUNK, LayerIndexBuilder, Limits, Scanner, Step, encode, write_attached,
+    AttachedPart, ChunkDigests, Content, DIGEST_CHUNK, LayerIndexBuilder, Limits, Member, Scanner, Step, encode,
+    write_attached,
 };
 use eo_mount_testing::fixtures::{RawTar, noise, patch_tar};
 use eo_mount_testing::python::python_says;
@@ -46,13 +47,23 @@ fn list(folder: &Path) -> Vec<(PathBuf, u64)> {
     names
 }
 
+fn members(archive: &[u8]) -> Vec<Member> {
+    let mut scanner = Scanner::new(archive.len() as u64, Limits::default());
+    std::iter::from_fn(|| match scanner.step(0, archive) {
+        Ok(Step::Member(member)) => Some(member),
+        _ => None,
+    })
+    .collect()
+}
+
 /// The index that eo-mount makes of an archive, said to be of this layer.
 fn index_as(archive: &[u8], layer: &Descriptor) -> AttachedPart {
+    index_of(members(archive), layer)
+}
+
+fn index_of(members: Vec<Member>, layer: &Descriptor) -> AttachedPart {
     let mut builder = LayerIndexBuilder::new(Limits::default());
-    let mut scanner = Scanner::new(archive.len() as u64, Limits::default());
-    while let Ok(Step::Member(member)) = scanner.step(0, archive) {
-        builder.push(member).unwrap();
-    }
+    members.into_iter().for_each(|member| builder.push(member).unwrap());
     let digest = layer.digest.parse().unwrap();
     let index = encode(&builder.finish(), &digest, layer.size, Content::Blob).unwrap();
     AttachedPart { digest, size: layer.size, index, digests: None }
@@ -436,6 +447,37 @@ fn a_frame_that_is_no_index_costs_a_warning_and_a_scan() {
     assert_eq!(log.matches("it is indexed anew").count(), 2, "{log}");
     mounted.unmount();
     without.unmount();
+}
+
+#[test]
+fn a_layer_that_was_listed_from_its_headers_keeps_its_inodes_when_the_index_can_be_had_later() {
+    let large = (0..50_000).fold(RawTar::new(), |tar, number| tar.file(format!("{number:06}"), b"")).finish();
+    let mut layers = vec![RawTar::new().file("a", noise(1, 5000)).file("b", noise(2, 5000)).finish()];
+    layers.extend((0..5).map(|number| [large.as_slice(), &[number; 512]].concat()));
+    let dataset = Dataset::of(layers);
+    // Right, but in another order. What follows keeps its frame apart from the index's end.
+    let other = index_of(members(&dataset.layers[0]).into_iter().rev().collect(), &dataset.artifact.layers()[0]);
+    let digest = format!("sha256:{}", "f".repeat(64)).parse().unwrap();
+    let padding = AttachedPart { digest, size: 1, index: noise(3, 300_000).to_vec(), digests: None };
+    let written = write_attached(vec![other, padding]).unwrap();
+    let begins = written.bytes.len() as u64 - 1000;
+    let index = eo_mount_testing::sha256(&written.bytes);
+    let listed = [dataset.put_bytes(written.bytes, begins, written.footer.as_str(), "2026-01-01T00:00:00Z")];
+    dataset.tell(&listed);
+    dataset.registry.fault(Matcher::blob(&index).touching(0..1), Fault::status(404), ALWAYS);
+    // Without a cache folder, because what is kept of a layer comes before what is attached.
+    let mounted = mount(&dataset.reference(), &["--memory", "16MiB", "--cache-dir", "/dev/null/none"]);
+    assert_eq!(list(&mounted.join("0")).len(), 2);
+    assert!(mounted.log().contains("it is indexed anew"), "{}", mounted.log());
+    dataset.tell(&listed);
+    // Indexes of 4 MiB each drive out that of the first layer.
+    for number in 1..6 {
+        assert_eq!(list(&mounted.join(number.to_string())).len(), 50_000);
+    }
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        assert!(fs::read(mounted.join("0").join(name)).unwrap() == noise(seed, 5000), "{name}");
+    }
+    mounted.unmount();
 }
 
 #[test]

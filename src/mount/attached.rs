@@ -212,7 +212,6 @@ impl Attached {
     pub async fn index(&self, layer: &Descriptor, limits: &Limits) -> Option<(LayerIndex, Content)> {
         let number = *self.layers.get(&layer.digest)?;
         let part = self.parts.get(number)?;
-        // Also later: what was shown of it came from its headers.
         let is_first = *self.first.get_or_init(|| layer.digest.clone()) == layer.digest;
         let subject = &part.subject;
         let mut answer = part.by_api.get_or_init(|| self.in_time(subject, self.by_api(number, subject))).await;

@@ -67,8 +67,9 @@ struct State {
 /// What the numbers that were given out come from.
 #[derive(Clone, Default)]
 enum Shown {
-    /// The layer itself.
     #[default]
+    Nothing,
+    /// The layer itself.
     Truth,
     /// An index that is attached.
     Claim,
@@ -254,6 +255,8 @@ impl Layer {
                 Ok(contents) => {
                     if contents.claim.is_some() {
                         state.shown = Shown::Claim;
+                    } else if matches!(state.shown, Shown::Nothing) {
+                        state.shown = Shown::Truth;
                     }
                     (state.contents, state.error) = (Some(Arc::clone(contents)), None);
                 }
@@ -291,7 +294,8 @@ async fn open(
             Error::new(ErrorKind::Unreachable, &layer.digest, "its attached index cannot be had a second time")
                 .hint("try again, or mount with --no-index")
         })?,
-        Shown::Truth => match stored::contents(layer, sources).await {
+        Shown::Truth => truth(layer, sources, unfinished).await?,
+        Shown::Nothing => match stored::contents(layer, sources).await {
             Some(contents) => contents,
             None => match stored::claimed(layer, sources).await {
                 Some(contents) => contents,
