@@ -119,7 +119,7 @@ impl PassingOn<'_> {
         let last = range.end.div_ceil(CHUNK);
         let missing = shared.missing(&shared.chunks(), self.blob, first..last, &on_disk);
         let begin = missing.first().map_or(last, |run| run.start);
-        if begin > first || self.at % CHUNK != 0 {
+        if begin > first || !self.at.is_multiple_of(CHUNK) {
             self.here_until = (begin.max(first + 1) * CHUNK).min(range.end);
             return;
         }
