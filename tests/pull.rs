@@ -199,6 +199,81 @@ fn a_layer_with_other_bytes_is_named_with_both_digests_and_gets_no_name() {
     dataset.assert_whole();
 }
 
+/// So many that each comes in one answer.
+fn many_layers() -> Dataset {
+    let artifact = Artifact::new().config("{}", "application/json");
+    Dataset::of(
+        (0..13).fold(artifact, |artifact, number| artifact.tar(&format!("{number}.tar"), noise(number, MIB + 600_000))),
+    )
+}
+
+#[track_caller]
+fn assert_all_are_there(dataset: &Dataset) {
+    assert_eq!(dataset.names().len(), 13);
+    for (number, layer) in dataset.artifact.layers().iter().enumerate() {
+        assert_eq!(sha256(&fs::read(dataset.out.path().join(format!("{number}.tar"))).unwrap()), layer.digest);
+    }
+}
+
+#[test]
+fn many_layers_come_in_one_request_each_and_are_kept() {
+    let dataset = many_layers();
+    dataset.pulled(&[]);
+    assert_eq!(dataset.registry.blob_requests(), 13);
+    assert_all_are_there(&dataset);
+    // From the cache folder, and what is not there in one request.
+    for name in dataset.names() {
+        fs::remove_file(dataset.out.path().join(name)).unwrap();
+    }
+    dataset.registry.reset();
+    dataset.pulled(&["--offline"]);
+    assert_eq!(dataset.registry.requests().len(), 0);
+    assert_all_are_there(&dataset);
+}
+
+#[test]
+fn an_answer_that_breaks_or_stalls_goes_on_at_its_byte() {
+    for cache in [&[][..], &["--no-disk-cache"]] {
+        let dataset = many_layers();
+        let size: u64 = dataset.artifact.layers().iter().map(|layer| layer.size).sum();
+        dataset.registry.fault(Matcher::blob(&dataset.digest(1)), Fault::CutAfter(600_000), 2);
+        dataset.registry.fault(Matcher::blob(&dataset.digest(2)), Fault::StallAfter(700_000), 1);
+        dataset.pulled(&[&["--timeout", "2s"], cache].concat());
+        assert_eq!(dataset.registry.blob_requests(), 13 + 3);
+        assert_all_are_there(&dataset);
+        assert!(dataset.registry.blob_bytes() < size + MIB, "{} bytes", dataset.registry.blob_bytes());
+    }
+}
+
+#[test]
+fn many_layers_whose_registry_gives_up_go_on_where_they_were() {
+    let dataset = many_layers();
+    for layer in 0..13 {
+        let broken = Matcher::blob(&dataset.digest(layer)).touching(MIB..MIB + 1);
+        dataset.registry.fault(broken.clone(), Fault::CutAfter(MIB), 1);
+        dataset.registry.fault(broken, Fault::status(404), ALWAYS);
+    }
+    assert_eq!(dataset.pull(&["--no-disk-cache"]).code, 1);
+    dataset.registry.clear_faults();
+    dataset.registry.reset();
+    dataset.pulled(&["--no-disk-cache"]);
+    assert!(dataset.registry.blob_bytes() < 13 * MIB, "{} bytes", dataset.registry.blob_bytes());
+    assert_all_are_there(&dataset);
+}
+
+#[test]
+fn many_layers_come_from_a_registry_without_ranges_or_with_wrong_bytes_too() {
+    let dataset = many_layers();
+    dataset.registry.fault(Matcher::blob(&dataset.digest(3)), Fault::WrongBytes, 1);
+    dataset.registry.fault(Matcher::blobs(), Fault::IgnoreRange, ALWAYS);
+    let said = dataset.pull(&[]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(said.stderr.contains("3.tar") && said.stderr.contains(&dataset.digest(3)), "{}", said.stderr);
+    assert_eq!(dataset.names().len(), 12);
+    dataset.pulled(&[]);
+    assert_all_are_there(&dataset);
+}
+
 #[test]
 fn a_pull_that_broke_off_goes_on_inside_the_layer() {
     let dataset = Dataset::two_layers();

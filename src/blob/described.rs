@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 
-use super::BlobSource;
+use super::{BlobSource, in_pieces};
 use crate::error::{Error, ErrorKind, Result, printable};
 use crate::oci::{Descriptor, Digest};
 
@@ -41,6 +42,11 @@ impl BlobSource for Described {
             })
         }
         .boxed()
+    }
+
+    fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        let is_described = self.inline.contains_key(&blob.digest) || self.elsewhere.contains_key(&blob.digest);
+        if is_described { in_pieces(self, blob, range) } else { self.source.stream(blob, range) }
     }
 
     fn soon(&self) -> u64 {

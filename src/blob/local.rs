@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 
-use super::BlobSource;
+use super::{BlobSource, in_pieces};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
 
@@ -53,6 +54,11 @@ impl BlobSource for Local {
             read.map_err(|error| failed(&error))
         }
         .boxed()
+    }
+
+    fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        let is_here = self.files.files().contains_key(&blob.digest);
+        if is_here { in_pieces(self, blob, range) } else { self.source.stream(blob, range) }
     }
 
     fn soon(&self) -> u64 {

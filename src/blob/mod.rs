@@ -15,7 +15,9 @@ mod zip;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
 
 pub use background::Background;
 pub use content::Compression;
@@ -30,6 +32,9 @@ pub use zip::{Zip, read_small_member};
 
 use crate::error::Result;
 use crate::oci::Descriptor;
+
+/// Bytes that one read of a stream asks for, in sources that only read.
+const PIECE: u64 = 2 << 20;
 
 /// Who keeps what passes by without having been asked for.
 pub trait Passing: Send + Sync {
@@ -55,6 +60,12 @@ pub trait BlobSource: Send + Sync {
         self.read(blob, range)
     }
 
+    /// The bytes of `range` in order, as they come, for those who want all of them: however long it is, it is asked for as a
+    /// whole where that can be. Ends with the first error.
+    fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        in_pieces(self, blob, range)
+    }
+
     /// Bytes that come well within the time of a read, as it went lately: who asks for more at once may get none of it in time.
     fn soon(&self) -> u64 {
         u64::MAX
@@ -64,4 +75,21 @@ pub trait BlobSource: Send + Sync {
     fn in_order(&self, blobs: Vec<Descriptor>) {
         let _ = blobs;
     }
+}
+
+/// A range by one read after the other.
+fn in_pieces<'a>(
+    source: &'a (impl BlobSource + ?Sized),
+    blob: &'a Descriptor,
+    range: Range<u64>,
+) -> BoxStream<'a, Result<Bytes>> {
+    let next = move |at: u64| async move {
+        let end = at.saturating_add(PIECE).min(range.end);
+        (at < end).then_some(())?;
+        match source.read(blob, at..end).await {
+            Ok(bytes) => Some((Ok(bytes), end)),
+            Err(error) => Some((Err(error), u64::MAX)),
+        }
+    };
+    stream::unfold(range.start, next).boxed()
 }

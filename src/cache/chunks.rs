@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
 use super::CHUNK;
@@ -223,6 +224,10 @@ impl ChunkCache {
 impl BlobSource for ChunkCache {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         self.read_range(blob, range)
+    }
+
+    fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        self.pass_on(blob, range)
     }
 }
 

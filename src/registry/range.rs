@@ -4,13 +4,16 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Response, StatusCode};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::{header, status_failure, transport_failure};
+use super::bandwidth::Awaited;
 use super::client::Registry;
+use super::connections::Leave;
 use super::endpoint::Endpoint;
 use super::retry::{Failure, Retry};
 use crate::blob::BlobSource;
@@ -19,10 +22,23 @@ use crate::oci::{Descriptor, Digest};
 
 /// What takes this part of the timeout comes soon: a read has half of it, and is not alone.
 const SOON: u32 = 8;
+/// Bytes taken at once from a download that serves others, too.
+const PIECE: u64 = 1 << 20;
 
 impl BlobSource for Registry {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         self.read_range(blob, range).boxed()
+    }
+
+    fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        let next = |reading: Option<Reading<'a>>| async {
+            let mut reading = reading.filter(|reading| !reading.rest.is_empty())?;
+            let next = reading.next(PIECE).await;
+            reading.renew();
+            let goes_on = next.is_ok();
+            Some((next, goes_on.then_some(reading)))
+        };
+        stream::unfold(Some(Reading::new(self, blob, range)), next).boxed()
     }
 
     fn soon(&self) -> u64 {
@@ -40,78 +56,54 @@ impl Registry {
         if range.end > blob.size {
             return Err(Error::new(ErrorKind::Corrupt, object, "a range behind the blob's end was asked for"));
         }
-        let mut retry = Retry::within(self.timeout);
-        let mut received = BytesMut::new();
-        loop {
-            let mut failed = None;
-            for endpoint in self.endpoints(Some(&blob.digest)) {
-                let limit = self.limit(endpoint, retry.deadline());
-                let failure = match timeout_at(limit, self.attempt(endpoint, blob, &range, &mut received)).await {
-                    Ok(Ok(())) => return Ok(received.freeze()),
-                    Ok(Err(failure)) => failure,
-                    Err(_) if limit >= retry.deadline() => {
-                        self.exhausted();
-                        return Err(retry.timed_out(object));
-                    }
-                    Err(_) => retry.timed_out(object).into(),
-                };
-                failed = Some(self.failed(endpoint, Some(&blob.digest), failure));
-            }
-            let Some(failure) = failed else { return Err(retry.timed_out(object)) };
-            if let Err(error) = retry.pause(failure, &self.back).await {
-                if error.is_of_the_network() {
-                    self.exhausted();
-                }
-                return Err(error);
-            }
-            self.traffic.retry();
+        let mut reading = Reading::new(self, blob, range);
+        let mut received = BytesMut::with_capacity(length as usize);
+        while !reading.rest.is_empty() {
+            received.extend_from_slice(&reading.next(length).await?);
         }
+        Ok(received.freeze())
     }
 
-    /// One attempt: from a download under way, or by a request of its own.
-    async fn attempt(
-        &self,
+    /// One attempt: from a download under way, which gives `wanted` at once, or by a request of its own for all of `range`.
+    async fn attempt<'a>(
+        &'a self,
         endpoint: &Endpoint,
         blob: &Descriptor,
+        range: &Range<u64>,
         wanted: &Range<u64>,
-        received: &mut BytesMut,
-    ) -> Result<(), Failure> {
+    ) -> Result<Given<'a>, Failure> {
         let mut streamed = self.streams.read(blob, wanted).await;
         if streamed.is_none() {
-            if self.receive(endpoint, blob, wanted, received).await? == Received::Range {
-                return Ok(());
+            if let Some(answer) = self.ask(endpoint, blob, range, wanted).await? {
+                return Ok(Given::Answer(answer));
             }
             streamed = self.streams.read(blob, wanted).await;
         }
         let early = || Failure::Passing { error: ended_early(blob), not_before: None };
-        let bytes = streamed.ok_or_else(early)??;
-        received.clear();
-        received.extend_from_slice(&bytes);
-        Ok(())
+        streamed.ok_or_else(early)?.map(Given::Bytes)
     }
 
-    /// One request: adds to `received` what is missing of `wanted`.
-    async fn receive(
-        &self,
+    /// Asks for a range. `None`: the registry gives nothing but the whole blob, which is under way now for who wants `wanted`.
+    async fn ask<'a>(
+        &'a self,
         endpoint: &Endpoint,
         blob: &Descriptor,
+        range: &Range<u64>,
         wanted: &Range<u64>,
-        received: &mut BytesMut,
-    ) -> Result<Received, Failure> {
+    ) -> Result<Option<Answer<'a>>, Failure> {
         let object = blob.digest.as_str();
-        let rest = wanted.start.saturating_add(received.len() as u64)..wanted.end;
-        let leave = self.connections.acquire(&blob.digest, rest.end.saturating_sub(rest.start));
-        let connection = match endpoint.dead(&blob.digest) {
+        let leave = self.connections.acquire(&blob.digest, range.end.saturating_sub(range.start));
+        let leave = match endpoint.dead(&blob.digest) {
             // Not behind those who wait for a dead host; the registry may send us to another one by now.
             Some(dead) => leave.now_or_never().ok_or(Failure::Dead(dead))?,
             None => leave.await,
         };
-        let _awaited = self.pace.awaited();
+        let awaited = self.pace.awaited();
         let headers =
-            HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", rest.start, rest.end.saturating_sub(1)))?)]);
+            HeaderMap::from_iter([(RANGE, header(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))?)]);
         let answer = endpoint.blob(&blob.digest, headers).await?;
-        check_answer(&answer, blob, &rest)?;
-        if answer.status() == StatusCode::OK && rest != (0..blob.size) {
+        check_answer(&answer, blob, range)?;
+        if answer.status() == StatusCode::OK && *range != (0..blob.size) {
             if self.require_ranges {
                 return Err(Failure::Final(
                     Error::new(ErrorKind::Unsupported, object, "the registry does not support range requests")
@@ -119,32 +111,146 @@ impl Registry {
                 ));
             }
             self.streams.start(blob, wanted, answer, &self.traffic).await;
-            return Ok(Received::Stream);
+            return Ok(None);
         }
-        let length = wanted.end.saturating_sub(wanted.start) as usize;
-        received.reserve(length.saturating_sub(received.len()));
-        let mut body = answer.bytes_stream();
-        while received.len() < length {
-            let piece = match body.next().await {
-                Some(piece) => piece.map_err(|error| transport_failure(object, &error))?,
-                None => return Err(Failure::Passing { error: ended_early(blob), not_before: None }),
-            };
-            self.traffic.received(piece.len()).await;
-            self.pace.received(piece.len());
-            connection.received(piece.len());
-            let missing = length.saturating_sub(received.len());
-            received.extend_from_slice(piece.get(..missing).unwrap_or(&piece));
-        }
-        Ok(Received::Range)
+        let (body, left) = (answer.bytes_stream().boxed(), range.end.saturating_sub(range.start));
+        Ok(Some(Answer { registry: self, blob: blob.clone(), body, left, leave, _awaited: awaited }))
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Received {
-    /// What was asked for.
-    Range,
-    /// The whole blob comes, and others wait for it as well.
-    Stream,
+/// The answer to a request for a range, while it comes.
+struct Answer<'a> {
+    registry: &'a Registry,
+    blob: Descriptor,
+    body: BoxStream<'static, reqwest::Result<Bytes>>,
+    /// Bytes that are still to come.
+    left: u64,
+    leave: Leave<'a>,
+    _awaited: Awaited<'a>,
+}
+
+impl Answer<'_> {
+    /// The next bytes of it.
+    async fn next(&mut self) -> Result<Bytes, Failure> {
+        let piece = match self.body.next().await {
+            Some(piece) => piece.map_err(|error| transport_failure(self.blob.digest.as_str(), &error))?,
+            None => return Err(Failure::Passing { error: ended_early(&self.blob), not_before: None }),
+        };
+        self.registry.traffic.received(piece.len()).await;
+        self.registry.pace.received(piece.len());
+        self.leave.received(piece.len());
+        let piece = piece.slice(..piece.len().min(usize::try_from(self.left).unwrap_or(usize::MAX)));
+        self.left = self.left.saturating_sub(piece.len() as u64);
+        Ok(piece)
+    }
+}
+
+/// What an attempt brought.
+enum Given<'a> {
+    Answer(Answer<'a>),
+    Bytes(Bytes),
+}
+
+/// A range that is asked for again at the byte where an answer broke.
+struct Reading<'a> {
+    registry: &'a Registry,
+    blob: &'a Descriptor,
+    /// What has not come yet.
+    rest: Range<u64>,
+    retry: Retry,
+    answer: Option<(&'a Endpoint, Answer<'a>)>,
+    /// The endpoint that gives the answer has until then.
+    limit: Instant,
+}
+
+impl<'a> Reading<'a> {
+    fn new(registry: &'a Registry, blob: &'a Descriptor, range: Range<u64>) -> Self {
+        let retry = Retry::within(registry.timeout);
+        let limit = retry.deadline();
+        Self { registry, blob, rest: range, retry, answer: None, limit }
+    }
+
+    /// What comes next has the time of a read of its own.
+    fn renew(&mut self) {
+        self.retry = Retry::within(self.registry.timeout);
+        if let Some((endpoint, _)) = &self.answer {
+            self.limit = self.registry.limit(endpoint, self.retry.deadline());
+        }
+    }
+
+    /// The next bytes. `at_once`: so many are taken of a download that serves others, too.
+    async fn next(&mut self, at_once: u64) -> Result<Bytes> {
+        loop {
+            let came = match &mut self.answer {
+                Some((_, answer)) => timeout_at(self.limit, answer.next()).await,
+                None => match self.begin(at_once).await? {
+                    Some(bytes) => Ok(Ok(bytes)),
+                    None => continue,
+                },
+            };
+            let failure = match came {
+                Ok(Ok(bytes)) => {
+                    self.rest.start = self.rest.start.saturating_add(bytes.len() as u64);
+                    self.answer = self.answer.take().filter(|_| !self.rest.is_empty());
+                    return Ok(bytes);
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => self.late()?,
+            };
+            if let Some((endpoint, _)) = self.answer.take() {
+                let failure = self.registry.failed(endpoint, Some(&self.blob.digest), failure);
+                if self.registry.is_origin(endpoint) {
+                    self.pause(failure).await?;
+                }
+            }
+        }
+    }
+
+    /// One attempt at each endpoint, until one succeeds. `None`: there is an answer now, or it is time for the next attempts.
+    async fn begin(&mut self, at_once: u64) -> Result<Option<Bytes>> {
+        let Self { registry, blob, .. } = *self;
+        let wanted = self.rest.start..self.rest.end.min(self.rest.start.saturating_add(at_once));
+        let mut failed = None;
+        for endpoint in registry.endpoints(Some(&blob.digest)) {
+            self.limit = registry.limit(endpoint, self.retry.deadline());
+            let attempt = registry.attempt(endpoint, blob, &self.rest, &wanted);
+            let failure = match timeout_at(self.limit, attempt).await {
+                Ok(Ok(Given::Bytes(bytes))) => return Ok(Some(bytes)),
+                Ok(Ok(Given::Answer(answer))) => {
+                    self.answer = Some((endpoint, answer));
+                    return Ok(None);
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => self.late()?,
+            };
+            failed = Some(registry.failed(endpoint, Some(&blob.digest), failure));
+        }
+        match failed {
+            Some(failure) => self.pause(failure).await.map(|()| None),
+            None => Err(self.retry.timed_out(blob.digest.as_str())),
+        }
+    }
+
+    /// An endpoint took too long: the end of all, or only of its own time.
+    fn late(&self) -> Result<Failure> {
+        let error = self.retry.timed_out(self.blob.digest.as_str());
+        if self.limit >= self.retry.deadline() {
+            self.registry.exhausted();
+            return Err(error);
+        }
+        Ok(error.into())
+    }
+
+    async fn pause(&mut self, failure: Failure) -> Result<()> {
+        if let Err(error) = self.retry.pause(failure, &self.registry.back).await {
+            if error.is_of_the_network() {
+                self.registry.exhausted();
+            }
+            return Err(error);
+        }
+        self.registry.traffic.retry();
+        Ok(())
+    }
 }
 
 fn ended_early(blob: &Descriptor) -> Error {

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use tokio::task::block_in_place;
 
 use super::LayoutWriter;
-use super::fetch::{Origin, PIECES, Place, fetch};
+use super::fetch::{Lanes, Origin, Place, fetch};
 use super::folder::{Folder, failed};
 use super::push::{Artifact, Moved, Pushed, State, Stored};
 use crate::blob::BlobSource;
@@ -27,13 +27,26 @@ struct Stoppable<'a> {
     stop: &'a AtomicBool,
 }
 
-impl BlobSource for Stoppable<'_> {
-    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+impl Stoppable<'_> {
+    fn goes_on(&self, blob: &Descriptor) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             let error = Error::new(ErrorKind::Io, &blob.digest, "interrupted");
-            return ready(Err(error.hint("copy again: it goes on from here"))).boxed();
+            return Err(error.hint("copy again: it goes on from here"));
         }
-        self.source.read(blob, range)
+        Ok(())
+    }
+}
+
+impl BlobSource for Stoppable<'_> {
+    fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+        match self.goes_on(blob) {
+            Ok(()) => self.source.read(blob, range),
+            Err(error) => ready(Err(error)).boxed(),
+        }
+    }
+
+    fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        self.source.stream(blob, range).and_then(|bytes| ready(self.goes_on(blob).map(|()| bytes))).boxed()
     }
 }
 
@@ -52,7 +65,7 @@ pub async fn to_layout(
 ) -> Result<Pushed> {
     let source = Stoppable { source: Arc::clone(&artifact.source), stop };
     let origin = Origin { source: &source, mount: None };
-    let window = Semaphore::new(PIECES);
+    let lanes = Lanes::of(artifact.blobs.len());
     let blobs = stream::iter(&artifact.blobs)
         .map(async |blob| {
             if layout.has(&blob.digest, blob.size) {
@@ -60,7 +73,7 @@ pub async fn to_layout(
                 return Ok((blob.clone(), State::Exists));
             }
             let place = block_in_place(|| place(layout.directory(), blob))?;
-            fetch(origin, blob, &place, &window, &|bytes| moved(bytes.cast_signed())).await?;
+            fetch(origin, blob, &place, &lanes, &|bytes| moved(bytes.cast_signed())).await?;
             Ok::<_, Error>((blob.clone(), State::Sent))
         })
         .buffered(jobs)

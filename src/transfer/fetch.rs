@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
@@ -25,7 +25,11 @@ use crate::transfer::folder::{Folder, failed};
 const PIECE: u64 = 2 << 20;
 /// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
 /// where the cache folder has not got them.
-pub const PIECES: usize = 7;
+const PIECES: usize = 7;
+/// Blobs at once that come in pieces: one finishes while others come.
+const IN_PIECES: usize = 4;
+/// Blobs at once that come in one answer each: enough to fill a line of which one connection gets a fifth.
+const IN_ANSWERS: usize = 6;
 /// How often to look whether somebody else has finished a blob, and how long that may bring nothing.
 const LOOK: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,6 +104,24 @@ impl Origin<'_> {
         if let Some(mount) = self.mount {
             mount.drop_wrong(blob);
         }
+    }
+}
+
+/// How blobs come: many in one answer each, which costs a registry least; few in pieces, so that one connection that is
+/// slow does not hold up its blob.
+pub struct Lanes {
+    /// Leave for pieces; none are needed for answers.
+    pieces: Option<Semaphore>,
+}
+
+impl Lanes {
+    pub fn of(blobs: usize) -> Self {
+        Self { pieces: (blobs < 2 * IN_ANSWERS).then(|| Semaphore::new(PIECES)) }
+    }
+
+    /// Blobs at once.
+    pub fn blobs(&self) -> usize {
+        if self.pieces.is_some() { IN_PIECES } else { IN_ANSWERS }
     }
 }
 
@@ -199,27 +221,27 @@ async fn begin(place: &Place, blob: &Descriptor) -> Result<Option<Box<Unfinished
     }
 }
 
-/// Fetches what is missing; what somebody else fetches is waited for. `window`: see [`PIECES`]. `progress` is told of bytes
+/// Fetches what is missing; what somebody else fetches is waited for. `progress` is told of bytes
 /// that came, or were there.
 pub async fn fetch(
     origin: Origin<'_>,
     blob: &Descriptor,
     place: &Place,
-    window: &Semaphore,
+    lanes: &Lanes,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    let Some(mut part) = begin(place, blob).await? else {
+    let Some(part) = begin(place, blob).await? else {
         progress(blob.size);
         return Ok(());
     };
     progress(part.at);
     let fresh = part.at == 0 && origin.cached_bytes(blob) == 0;
-    let mut checked = fetch_rest(origin, blob, place, &mut part, window, progress).await?;
+    let (mut part, mut checked) = fetch_rest(origin, blob, place, part, lanes, progress).await?;
     if checked.is_err() && !fresh {
         // What was kept of it may be to blame.
         origin.drop_wrong(blob);
         part.start_again(place, blob).map_err(|error| place.failed(&error))?;
-        checked = fetch_rest(origin, blob, place, &mut part, window, &|_| ()).await?;
+        (part, checked) = fetch_rest(origin, blob, place, part, lanes, &|_| ()).await?;
     }
     let (at, of) = (place.clone(), blob.clone());
     if let Err(error) = checked {
@@ -243,32 +265,37 @@ async fn fetch_rest(
     origin: Origin<'_>,
     blob: &Descriptor,
     place: &Place,
-    part: &mut Unfinished,
-    window: &Semaphore,
+    mut part: Box<Unfinished>,
+    lanes: &Lanes,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<Result<()>> {
-    let mut pieces = std::pin::pin!(
-        stream::iter(pieces(part.at, blob.size))
+) -> Result<(Box<Unfinished>, Result<()>)> {
+    let mut pieces = match &lanes.pieces {
+        None => origin.source.stream(blob, part.at..blob.size).map_ok(|bytes| (bytes, None)).boxed(),
+        Some(window) => stream::iter(pieces(part.at, blob.size))
             .map(async |range| {
                 // Given in the order of asking, so that the first piece never waits for those behind it.
-                let permit = window.acquire().await;
-                let bytes = origin.source.read(blob, range).await?;
-                Ok::<_, Error>((bytes, permit))
+                let permit = window.acquire().await.ok();
+                Ok::<_, Error>((origin.source.read(blob, range).await?, permit))
             })
             .buffered(PIECES)
-    );
+            .boxed(),
+    };
     while let Some(piece) = pieces.next().await {
         let (bytes, permit) = match piece {
             Ok(piece) => piece,
             // The cache has seen it before we did.
-            Err(error) if error.kind == ErrorKind::Corrupt => return Ok(Err(error)),
+            Err(error) if error.kind == ErrorKind::Corrupt => return Ok((part, Err(error))),
             Err(error) => return Err(error),
         };
-        tokio::task::block_in_place(|| part.write(&bytes)).map_err(|error| place.failed(&error))?;
+        let (at, length) = (place.clone(), bytes.len() as u64);
+        // On another core than those of other blobs.
+        let write = move || part.write(&bytes).map(|()| part).map_err(|error| at.failed(&error));
+        part = blocking(blob, write).await?;
         drop(permit);
-        progress(bytes.len() as u64);
+        progress(length);
     }
-    Ok(part.hasher.clone().check(&blob.digest))
+    let checked = part.hasher.clone().check(&blob.digest);
+    Ok((part, checked))
 }
 
 fn pieces(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
@@ -323,7 +350,7 @@ mod tests {
 
         async fn fetch(&self, blob: &Descriptor, place: &Place) -> Result<()> {
             let origin = Origin { source: self, mount: None };
-            fetch(origin, blob, place, &Semaphore::new(PIECES), &|_| ()).await
+            fetch(origin, blob, place, &Lanes::of(1), &|_| ()).await
         }
     }
 

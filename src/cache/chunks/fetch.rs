@@ -96,7 +96,7 @@ impl SharedState {
         }
     }
 
-    async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+    pub(super) async fn acquire(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         Arc::clone(&self.in_flight).acquire_many_owned(permits).await.ok()
     }

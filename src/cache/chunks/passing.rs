@@ -1,15 +1,24 @@
-//! Keeps what passes by: the download of a blob whose registry gives nothing else.
+//! Keeps what passes by: the download of a blob whose registry gives nothing else, and long ranges that somebody reads once.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{CHUNK, ChunkCache, SharedState};
-use crate::blob::Passing;
+use crate::blob::{BlobSource, Passing};
+use crate::cache::counters::add;
+use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Descriptor;
+
+/// Bytes that are given on, and to the disk, at once.
+const AT_ONCE: usize = 512 << 10;
+/// Bytes of a blob that are looked at for what is missing.
+const FARTHEST_LOOK: u64 = 1 << 30;
 
 impl Passing for ChunkCache {
     fn kept<'a>(&'a self, blob: &'a Descriptor, range: &'a Range<u64>) -> BoxFuture<'a, Option<Bytes>> {
@@ -27,6 +36,99 @@ impl Passing for ChunkCache {
             rest
         }
         .boxed()
+    }
+}
+
+impl ChunkCache {
+    /// What is not here is asked for as a whole, and kept as it passes.
+    pub(super) fn pass_on<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        let next = |passing: Option<PassingOn<'a>>| async {
+            let mut passing = passing.filter(|passing| passing.at < passing.end)?;
+            let next = passing.next().await;
+            let goes_on = next.is_ok();
+            Some((next, goes_on.then_some(passing)))
+        };
+        let passing =
+            PassingOn { cache: self, blob, at: range.start, end: range.end, here_until: range.start, run: None };
+        stream::unfold(Some(passing), next).boxed()
+    }
+}
+
+struct PassingOn<'a> {
+    cache: &'a ChunkCache,
+    blob: &'a Descriptor,
+    at: u64,
+    end: u64,
+    /// Up to there all is here.
+    here_until: u64,
+    run: Option<Run<'a>>,
+}
+
+/// What is not here, on its way.
+struct Run<'a> {
+    end: u64,
+    bytes: BoxStream<'a, Result<Bytes>>,
+    /// From where we are on.
+    collected: BytesMut,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+impl PassingOn<'_> {
+    async fn next(&mut self) -> Result<Bytes> {
+        if self.run.is_none() && self.at >= self.here_until {
+            self.look().await;
+        }
+        let bytes = match &mut self.run {
+            None => {
+                let end = self.here_until.min(self.at.saturating_add(AT_ONCE as u64));
+                self.cache.read(self.blob, self.at..end).await?
+            }
+            Some(run) => {
+                let left = usize::try_from(run.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
+                while run.collected.len() < AT_ONCE.min(left) {
+                    let piece = run.bytes.next().await;
+                    let ended =
+                        || Err(Error::new(ErrorKind::Protocol, &self.blob.digest, "the source gave too few bytes"));
+                    run.collected.extend_from_slice(&piece.unwrap_or_else(ended)?);
+                }
+                let mut bytes = run.collected.split().freeze();
+                run.collected = self.cache.pass(self.blob, self.at, bytes.clone()).await;
+                if bytes.len() < left {
+                    bytes.truncate(bytes.len().saturating_sub(run.collected.len()));
+                }
+                add(&self.cache.shared.counters.network, bytes.len() as u64);
+                bytes
+            }
+        };
+        self.at = self.at.saturating_add(bytes.len() as u64);
+        self.run = self.run.take().filter(|run| self.at < run.end);
+        Ok(bytes)
+    }
+
+    /// How far it is here, or else on its way.
+    async fn look(&mut self) {
+        let shared = &self.cache.shared;
+        let first = self.at / CHUNK;
+        let range = self.at..self.end.min(self.at.saturating_add(FARTHEST_LOOK));
+        // Of a blob that must be seen whole first all comes from there, and the end of a chunk does not make one.
+        if shared.must_be_checked(self.blob).await {
+            self.here_until = range.end;
+            return;
+        }
+        let on_disk = shared.on_disk(self.blob, &range).await;
+        let last = range.end.div_ceil(CHUNK);
+        let missing = shared.missing(&shared.chunks(), self.blob, first..last, &on_disk);
+        let begin = missing.first().map_or(last, |run| run.start);
+        if begin > first || !self.at.is_multiple_of(CHUNK) {
+            self.here_until = (begin.max(first + 1) * CHUNK).min(range.end);
+            return;
+        }
+        // Runs are cut, and go on in the next one.
+        let joined = missing.iter().fold(first, |end, run| if run.start == end { run.end } else { end });
+        let end = (joined * CHUNK).min(range.end);
+        let memory = shared.acquire(2 * AT_ONCE as u64).await;
+        let bytes = shared.source.stream(self.blob, self.at..end);
+        self.run = Some(Run { end, bytes, collected: BytesMut::new(), _memory: memory });
     }
 }
 

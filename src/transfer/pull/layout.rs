@@ -5,17 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::Semaphore;
 use tokio::task::block_in_place;
 
-use super::LAYERS;
 use crate::blob::Described;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Failed, Mount};
 use crate::oci::{Descriptor, Digest};
 use crate::transfer::LayoutWriter;
 use crate::transfer::copy::{conclude, place};
-use crate::transfer::fetch::{Origin, PIECES, There, fetch};
+use crate::transfer::fetch::{Lanes, Origin, There, fetch};
 use crate::transfer::push::Artifact;
 
 /// All of it, also what an index lists and a mount does not show, such as attestations: what a layout is for is to be
@@ -51,16 +49,16 @@ pub async fn to_layout(
 ) -> Result<Vec<Failed>> {
     let layout = block_in_place(|| LayoutWriter::open(output))?;
     let origin = Origin { source: &*artifact.source, mount: Some(mount) };
-    let (window, _memory) = (Semaphore::new(PIECES), mount.read_once());
-    let missing = artifact.blobs.iter().filter(|blob| !there.contains(&blob.digest));
+    let missing: Vec<_> = artifact.blobs.iter().filter(|blob| !there.contains(&blob.digest)).collect();
+    let (lanes, _memory) = (Lanes::of(missing.len()), mount.read_once());
     let fetched = stream::iter(missing).map(async |blob| {
         let fetched = async {
             let place = block_in_place(|| place(output, blob))?;
-            fetch(origin, blob, &place, &window, progress).await
+            fetch(origin, blob, &place, &lanes, progress).await
         };
         fetched.await.map_err(|error| Failed { path: blob.digest.to_string(), error })
     });
-    let fetched: Vec<_> = fetched.buffer_unordered(LAYERS).collect().await;
+    let fetched: Vec<_> = fetched.buffer_unordered(lanes.blobs()).collect().await;
     mount.settle().await;
     let failures: Vec<Failed> = fetched.into_iter().filter_map(std::result::Result::err).collect();
     if failures.is_empty() {

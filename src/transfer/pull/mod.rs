@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::Semaphore;
 use tokio::task::block_in_place;
 
 pub use chosen::{Chosen, choose};
@@ -24,11 +23,9 @@ use crate::mount::{Attributes, Failed, Found, Kind, Mount};
 use crate::oci::{Descriptor, UNPACK};
 use crate::transfer::extract::Extraction;
 pub use crate::transfer::fetch::There;
-use crate::transfer::fetch::{Origin, PIECES, Place, fetch};
+use crate::transfer::fetch::{Lanes, Origin, Place, fetch};
 use crate::transfer::folder::{self, Folder};
 
-/// Layers fetched at once: one finishes while others come.
-const LAYERS: usize = 4;
 /// How names of files begin that are there for the next call.
 const OWN: &str = ".eo-mount-";
 
@@ -188,8 +185,6 @@ pub async fn pull(
     let open = || Folder::open(&options.output).map_err(|error| folder::failed(&options.output, &error));
     let output = block_in_place(open)?;
     let done = Mutex::new(block_in_place(|| Done::read(&options.output)));
-    let (window, _memory) = (Semaphore::new(PIECES), mount.read_once());
-    let pulling = Pulling { mount, options, output: &output, window: &window, done: &done, progress };
     // What two files have in common is fetched once: the second finds it in the cache.
     let mut groups: HashMap<&str, Vec<&Item>> = HashMap::new();
     let mut order = Vec::new();
@@ -200,6 +195,8 @@ pub async fn pull(
         }
         group.push(item);
     }
+    let (lanes, _memory) = (Lanes::of(groups.len()), mount.read_once());
+    let pulling = Pulling { mount, options, output: &output, lanes: &lanes, done: &done, progress };
     let groups = order.into_iter().filter_map(|digest| groups.remove(digest));
     let pulled = stream::iter(groups).map(async |group| {
         let mut failed = Vec::new();
@@ -210,7 +207,7 @@ pub async fn pull(
         }
         failed
     });
-    let failed: Vec<Vec<Failed>> = pulled.buffer_unordered(LAYERS).collect().await;
+    let failed: Vec<Vec<Failed>> = pulled.buffer_unordered(lanes.blobs()).collect().await;
     let mut failed: Vec<Failed> = failed.into_iter().flatten().collect();
     for member in members {
         if let Err(error) = pulling.member(member).await {
@@ -228,14 +225,14 @@ struct Pulling<'a> {
     mount: &'a Mount,
     options: &'a Options,
     output: &'a Folder,
-    window: &'a Semaphore,
+    lanes: &'a Lanes,
     done: &'a Mutex<Done>,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl Pulling<'_> {
     async fn item(&self, item: &Item) -> Result<()> {
-        let Self { mount, options, output, window, progress, .. } = self;
+        let Self { mount, options, output, lanes, progress, .. } = self;
         if item.tree.is_some() && self.done().has(item) {
             progress(item.blob.size);
             return Ok(());
@@ -243,7 +240,7 @@ impl Pulling<'_> {
         let place = block_in_place(|| item.place(options, output))?;
         let source = mount.blobs();
         let origin = Origin { source: &*source, mount: Some(mount) };
-        fetch(origin, &item.blob, &place, window, progress).await?;
+        fetch(origin, &item.blob, &place, lanes, progress).await?;
         let Some(tree) = item.tree else { return Ok(()) };
         let failed = |error: io::Error| folder::failed(&place.path(), &error);
         mount.local().add(&item.blob.digest, place.folder.file(&place.name).map_err(failed)?);
