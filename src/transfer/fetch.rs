@@ -20,12 +20,11 @@ use crate::mount::Mount;
 use crate::oci::{Descriptor, Hasher};
 use crate::transfer::folder::{Folder, failed};
 
-/// Bytes asked for at once: the longest request of the chunk cache. A request costs docker-registry 4 ms whatever its
-/// length.
-const PIECE: u64 = 2 << 20;
+/// Bytes asked for at once. A request costs docker-registry 4 ms whatever its length, and a connection a round trip.
+const PIECE: u64 = 3 << 19;
 /// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
 /// where the cache folder has not got them.
-const PIECES: usize = 7;
+const PIECES: usize = 10;
 /// Blobs at once that come in pieces: one finishes while others come.
 const IN_PIECES: usize = 4;
 /// Blobs at once that come in one answer each: enough to fill a line of which one connection gets a fifth.
