@@ -16,6 +16,8 @@ use crate::oci::{Descriptor, Digest};
 
 /// Bytes of digests that are kept: those of 16 GiB. One layer's may be more.
 const KEPT: u64 = 8 << 20;
+/// Bytes of one layer's digests that are fetched at most: those of 128 GiB.
+const LARGEST: u64 = 64 << 20;
 
 /// See the module. Before [`Self::pin`] it is the source itself.
 pub struct Digested {
@@ -59,6 +61,12 @@ impl Digested {
         let Some((attached, frame)) = attached.and_then(|attached| Some((attached, attached.digests.as_ref()?))) else {
             return Ok(None);
         };
+        let length = frame.range.end.saturating_sub(frame.range.start);
+        if length > LARGEST {
+            let cause =
+                format!("its chunk digests in the index that --index names are {length} bytes, more than {LARGEST}");
+            return Err(Error::new(ErrorKind::Limit, &blob.digest, cause).hint("go without --index"));
+        }
         let cell = self.cell(&blob.digest);
         let fetched = cell.get_or_try_init(async || {
             let bytes = self.source.read(index, frame.range.clone()).await?;
@@ -120,6 +128,10 @@ impl BlobSource for Digested {
             Ok(bytes)
         }
         .boxed()
+    }
+
+    fn soon(&self) -> u64 {
+        self.source.soon()
     }
 }
 

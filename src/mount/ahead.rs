@@ -99,6 +99,11 @@ impl Mount {
         self.sources.chunks.cached_bytes(blob, range)
     }
 
+    /// The same without blocking.
+    pub async fn kept_bytes(&self, blob: &Descriptor) -> u64 {
+        self.sources.chunks.kept_on_disk(blob, std::iter::once(0..blob.size).collect()).await.0
+    }
+
     /// Some of what is kept of a blob has proven wrong: it is fetched again when it is wanted again.
     pub fn drop_wrong(&self, blob: &Descriptor) {
         self.sources.chunks.drop_wrong(blob);

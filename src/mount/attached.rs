@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ const FOOTER: &str = "vnd.eo-mount.index.footer";
 const LONGEST_TAIL: u64 = 4 << 20;
 /// Bytes of the end where nothing tells how many are of use.
 const USUAL_TAIL: u64 = 64 << 10;
+/// Layers for which no tag is asked: they take few requests themselves.
+const EARLY: usize = 2;
 /// Attached indexes that are tried, the newest first.
 const CANDIDATES: usize = 4;
 /// Bytes of a layer, beyond which another request is little beside those for its headers.
@@ -119,7 +121,7 @@ pub fn part(layer: &Descriptor, contents: &Contents, sources: &Sources) -> Optio
 }
 
 /// What is attached to the manifests of a mount; looked up once, when an index is first missing. That is one request for a look
-/// into one small layer: where there is no referrers API, the tag in its place is asked when a second index is missing.
+/// into two small layers: where there is no referrers API, the tag in its place is asked when a third index is missing.
 pub struct Attached {
     repository: Repository,
     chunks: Arc<ChunkCache>,
@@ -129,8 +131,8 @@ pub struct Attached {
     parts: Vec<Part>,
     /// The part that a layer is of.
     layers: HashMap<Digest, usize>,
-    /// The layer whose index was missing first.
-    first: OnceLock<Digest>,
+    /// The layers whose indexes were missing first: [`EARLY`] at most.
+    early: Mutex<Vec<Digest>>,
 }
 
 struct Part {
@@ -170,7 +172,7 @@ impl Attached {
                 layers.entry(layer.digest.clone()).or_insert(number);
             }
         }
-        Self { repository, chunks, limits, patience, parts, layers, first: OnceLock::new() }
+        Self { repository, chunks, limits, patience, parts, layers, early: Mutex::default() }
     }
 
     /// Uses this one and no other, and has its digests checked from now on.
@@ -212,10 +214,9 @@ impl Attached {
     pub async fn index(&self, layer: &Descriptor, limits: &Limits) -> Option<(LayerIndex, Content)> {
         let number = *self.layers.get(&layer.digest)?;
         let part = self.parts.get(number)?;
-        let is_first = *self.first.get_or_init(|| layer.digest.clone()) == layer.digest;
         let subject = &part.subject;
         let mut answer = part.by_api.get_or_init(|| self.in_time(subject, self.by_api(number, subject))).await;
-        if matches!(answer, Answer::NoApi) && (!is_first || layer.size > LARGE) {
+        if matches!(answer, Answer::NoApi) && (layer.size > LARGE || !self.is_early(&layer.digest)) {
             answer = part.by_tag.get_or_init(|| self.in_time(subject, self.by_tag(number, subject))).await;
         }
         let Answer::Found(found) = answer else { return None };
@@ -223,6 +224,14 @@ impl Attached {
         let index = self.open(found, attached, layer, limits).await;
         let warn = |error: &Error| tracing::warn!("layer {}: {error}; it is indexed anew", layer.digest);
         index.inspect_err(warn).ok()
+    }
+
+    fn is_early(&self, layer: &Digest) -> bool {
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        if early.len() < EARLY && !early.contains(layer) {
+            early.push(layer.clone());
+        }
+        early.contains(layer)
     }
 
     async fn open(

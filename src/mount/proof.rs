@@ -117,7 +117,13 @@ impl Mount {
                 }
             }
         }
-        let contents = layer.contents(&self.sources).await?;
+        // One that was begun before may still be what is not believed any more.
+        let contents = loop {
+            let contents = layer.contents(&self.sources).await?;
+            if contents.claim.is_none() {
+                break contents;
+            }
+        };
         let changed = contents.take_changed();
         if let Some(call) = self.on_wrong.get().filter(|_| !changed.is_empty()) {
             let ino = |entry| Ino::of(Place::Entry { layer: number, entry });

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::bandwidth::Pace;
@@ -68,6 +68,8 @@ pub struct Registry {
     pub(super) traffic: Arc<Traffic>,
     pub(super) pace: Pace,
     pub(super) connections: Connections,
+    /// Half of them: for ranges that are as long as a layer.
+    pub(super) wholes: Semaphore,
     pub(super) require_ranges: bool,
     /// Told when a host that was silent answers again.
     pub(super) back: Arc<Notify>,
@@ -101,6 +103,7 @@ impl Registry {
             traffic,
             pace: Pace::default(),
             connections: Connections::new(connections),
+            wholes: Semaphore::new(connections.div_ceil(2)),
             require_ranges: options.require_ranges,
             back,
             streams: Arc::new(Streams::new(connections, options.memory)),

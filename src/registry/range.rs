@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Response, StatusCode};
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{header, status_failure, transport_failure};
@@ -24,6 +25,10 @@ use crate::oci::{Descriptor, Digest};
 const SOON: u32 = 8;
 /// Bytes taken at once from a download that serves others, too.
 const PIECE: u64 = 1 << 20;
+/// Bytes that must come in the time of a read, where much is asked for at once.
+const WORTH_A_READ: u64 = 64 << 10;
+/// Room that is made for an answer before it comes.
+const ROOM: u64 = 16 << 20;
 
 impl BlobSource for Registry {
     fn read<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
@@ -31,14 +36,19 @@ impl BlobSource for Registry {
     }
 
     fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
-        let next = |reading: Option<Reading<'a>>| async {
+        let next = |(reading, turn): (Option<Reading<'a>>, Option<SemaphorePermit<'a>>)| async {
             let mut reading = reading.filter(|reading| !reading.rest.is_empty())?;
-            let next = reading.next(PIECE).await;
+            let turn = match turn {
+                Some(turn) => turn,
+                // It has a connection to itself for long: those behind it wait without an end.
+                None => self.wholes.acquire().await.ok()?,
+            };
             reading.renew();
+            let next = reading.next(PIECE).await;
             let goes_on = next.is_ok();
-            Some((next, goes_on.then_some(reading)))
+            Some((next, (goes_on.then_some(reading), Some(turn))))
         };
-        stream::unfold(Some(Reading::new(self, blob, range)), next).boxed()
+        stream::unfold((Some(Reading::new(self, blob, range)), None), next).boxed()
     }
 
     fn soon(&self) -> u64 {
@@ -57,7 +67,7 @@ impl Registry {
             return Err(Error::new(ErrorKind::Corrupt, object, "a range behind the blob's end was asked for"));
         }
         let mut reading = Reading::new(self, blob, range);
-        let mut received = BytesMut::with_capacity(length as usize);
+        let mut received = BytesMut::with_capacity(length.min(ROOM) as usize);
         while !reading.rest.is_empty() {
             received.extend_from_slice(&reading.next(length).await?);
         }
@@ -161,17 +171,22 @@ struct Reading<'a> {
     answer: Option<(&'a Endpoint, Answer<'a>)>,
     /// The endpoint that gives the answer has until then.
     limit: Instant,
+    renew_from: u64,
 }
 
 impl<'a> Reading<'a> {
     fn new(registry: &'a Registry, blob: &'a Descriptor, range: Range<u64>) -> Self {
         let retry = Retry::within(registry.timeout);
         let limit = retry.deadline();
-        Self { registry, blob, rest: range, retry, answer: None, limit }
+        Self { registry, blob, renew_from: range.start, rest: range, retry, answer: None, limit }
     }
 
-    /// What comes next has the time of a read of its own.
+    /// What comes next has the time of a read of its own, unless next to nothing came in that of the last one.
     fn renew(&mut self) {
+        if self.rest.start < self.renew_from {
+            return;
+        }
+        self.renew_from = self.rest.start.saturating_add(WORTH_A_READ);
         self.retry = Retry::within(self.registry.timeout);
         if let Some((endpoint, _)) = &self.answer {
             self.limit = self.registry.limit(endpoint, self.retry.deadline());

@@ -12,6 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
 
 use crate::blob::BlobSource;
@@ -95,13 +96,16 @@ pub struct Origin<'a> {
 }
 
 impl Origin<'_> {
-    fn cached_bytes(&self, blob: &Descriptor) -> u64 {
-        self.mount.map_or(0, |mount| mount.cached_bytes(blob, &(0..blob.size)))
+    async fn kept_bytes(&self, blob: &Descriptor) -> u64 {
+        match self.mount {
+            Some(mount) => mount.kept_bytes(blob).await,
+            None => 0,
+        }
     }
 
     fn drop_wrong(&self, blob: &Descriptor) {
         if let Some(mount) = self.mount {
-            mount.drop_wrong(blob);
+            block_in_place(|| mount.drop_wrong(blob));
         }
     }
 }
@@ -234,7 +238,7 @@ pub async fn fetch(
         return Ok(());
     };
     progress(part.at);
-    let fresh = part.at == 0 && origin.cached_bytes(blob) == 0;
+    let fresh = part.at == 0 && origin.kept_bytes(blob).await == 0;
     let (mut part, mut checked) = fetch_rest(origin, blob, place, part, lanes, progress).await?;
     if checked.is_err() && !fresh {
         // What was kept of it may be to blame.

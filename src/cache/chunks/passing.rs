@@ -135,14 +135,18 @@ impl PassingOn<'_> {
 impl SharedState {
     async fn keep_passing(self: &Arc<Self>, blob: &Descriptor, first: u64, passing: &[Bytes]) {
         let new = self.keep_new(blob, first, passing).await;
+        if new.is_empty() {
+            return;
+        }
         let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
         // The download is no faster than the disk.
-        let file = self.write(blob, new, None).await;
-        if let Some(file) = file {
-            self.check_if_whole(blob.clone(), file).await;
-        }
-        // Who waits until all is written wants to know that it is right.
-        drop(unwritten);
+        let Some(file) = self.write(blob, new, None).await else { return };
+        let (state, blob) = (Arc::clone(self), blob.clone());
+        tokio::spawn(async move {
+            state.check_if_whole(blob, file).await;
+            // Who waits until all is written wants to know that it is right.
+            drop(unwritten);
+        });
     }
 
     /// Keeps in memory what is missing, and tells it for the disk. What somebody has asked for is kept by that request.
