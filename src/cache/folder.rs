@@ -72,7 +72,7 @@ impl CacheFolder {
         Ok(blocks_of_hole * 512 < LENGTH / 2 && file.metadata()?.blocks() * 512 < LENGTH / 2)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 

@@ -51,12 +51,17 @@ impl Out {
     pub fn failed(&self, error: &io::Error) -> Error {
         match self {
             Self::Layout(layout) => layout.failed(error),
-            Self::Registry(_) => {
+            Self::Registry(sender) => {
                 let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
                 let kind = if full { ErrorKind::NoSpace } else { ErrorKind::Io };
                 let cause = format!("cannot write the layer that is to be sent: {error}");
-                Error::new(kind, "cache folder", cause)
-                    .hint("make room for as many layers as --jobs, make fewer at once, or choose another --cache-dir")
+                let (object, other) = match &sender.folder {
+                    Some(folder) => (folder.path().to_owned(), "--cache-dir"),
+                    None => (std::env::temp_dir(), "folder with the variable TMPDIR"),
+                };
+                Error::new(kind, object.display(), cause).hint(format!(
+                    "make room for as many layers as --jobs, make fewer at once, or choose another {other}"
+                ))
             }
         }
     }
