@@ -12,7 +12,7 @@ use reqwest::Response;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
-use super::answer::transport_failure;
+use super::answer::{ended_early, transport_failure};
 use super::retry::Failure;
 use super::traffic::Traffic;
 use crate::blob::Passing;
@@ -108,7 +108,7 @@ impl Streams {
             return Some(Ok(bytes));
         }
         match stream.wait_for(blob, range) {
-            Some(answer) => Some(answer.await.unwrap_or_else(|_| Err(broken(blob)))),
+            Some(answer) => Some(answer.await.unwrap_or_else(|_| Err(ended_early(blob)))),
             None => Some(kept().await.ok_or_else(|| Failure::Passing { error: passed(blob), not_before: None })),
         }
     }
@@ -221,7 +221,7 @@ impl Stream {
             }
             let piece = match body.next().await {
                 Some(piece) => piece.map_err(|error| transport_failure(blob.digest.as_str(), &error))?,
-                None => return Err(broken(blob)),
+                None => return Err(ended_early(blob)),
             };
             traffic.received(piece.len()).await;
             let rest = usize::try_from(blob.size.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -286,11 +286,6 @@ fn tell_cost(blob: &Descriptor, wanted: &Range<u64>, from: u64) {
         let (cost, size) = (bytesize::ByteSize(cost), bytesize::ByteSize(blob.size));
         tracing::warn!("{}: reading at byte {} downloads {cost} of {size} first", blob.digest, wanted.start);
     }
-}
-
-fn broken(blob: &Descriptor) -> Failure {
-    let error = Error::new(ErrorKind::Unreachable, &blob.digest, "the answer ended too early");
-    Failure::Passing { error, not_before: None }
 }
 
 fn passed(blob: &Descriptor) -> Error {
