@@ -44,8 +44,8 @@ impl CacheFolder {
         Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
     }
 
-    /// The chunks of blobs in this folder, `min_free` bytes of whose file system stay free. `None`: its file system cannot
-    /// hold files with holes, and the log says so.
+    /// The chunks of blobs in this folder, `min_free` bytes of whose file system stay free. `None`: its file system
+    /// cannot hold files with holes, and the log says so.
     pub fn disk_cache(&self, min_free: u64) -> Option<DiskCache> {
         match self.holds_holes() {
             Ok(true) => {}

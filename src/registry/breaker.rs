@@ -1,5 +1,5 @@
-//! What is known of a host: whether it asked for patience, and whether it answers at all. A host that is dead costs a new
-//! read nothing; two requests a second find out when it is back.
+//! What is known of a host: whether it asked for patience, and whether it answers at all. A host that is dead costs a
+//! new read nothing; two probes a second find out when it is back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -119,7 +119,8 @@ impl Host {
         Err(Failure::Passing { error: error.hint("try again later"), not_before: Some(wait) })
     }
 
-    /// All who want this host wait so long. Bounded by the caller: who has said too much must not be left alone for ever.
+    /// All who want this host wait so long. Bounded by the caller: who has said too much must not be left alone for
+    /// ever.
     pub fn be_patient(&self, wait: Duration, words: String) {
         let until = Instant::now() + wait;
         let mut state = self.state();

@@ -23,7 +23,8 @@ use crate::oci::{Descriptor, Digest};
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes given to the cache at once.
 const STEP: usize = 256 << 10;
-/// What has passed just now is kept for those who come a little late: at most so much, and all tails have a part of the memory.
+/// What has passed just now is kept for those who come a little late: at most so much, and all tails have a part of the
+/// memory.
 const TAIL: usize = 1 << 20;
 const SHARE_OF_MEMORY: usize = 8;
 /// How often a download that waits for others looks for one that nobody wants more of.

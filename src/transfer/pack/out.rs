@@ -18,8 +18,8 @@ pub enum Out {
     Registry(Box<Sender>),
 }
 
-/// Sends a layer when it is made. Until then it lies in a file without a name, of which nothing is left whatever ends the
-/// process: there are as many as layers are made at once.
+/// Sends a layer when it is made. Until then it lies in a file without a name, of which nothing is left whatever ends
+/// the process: there are as many as layers are made at once.
 pub struct Sender {
     pub push: Push,
     /// Where these files are; `None`: where temporary files are.
