@@ -1,7 +1,8 @@
 //! eo-mount: mount an Earth-observation dataset from an OCI registry as a local folder.
 //!
 //! Layers, from low to high; a module uses its own or a lower layer only (`tests/layering.rs`):
-//! core (`error`, `oci`, `index`), io (`registry`, `blob`, `cache`), service (`mount`, `transfer`), edge (`fuse`, `cli`).
+//! core (`error`, `oci`, `index`), io (`registry`, `blob`, `cache`), service (`mount`, `transfer`), edge (`fuse`,
+//! `cli`).
 
 #![cfg_attr(
     not(test),

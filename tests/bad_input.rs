@@ -1,5 +1,5 @@
-//! What cannot be mounted or read says so: the exit code tells whose fault it is, and one plain line on stderr names the
-//! object, the cause, and what to do. One bad layer leaves the others alone.
+//! What cannot be mounted or read says so: the exit code tells whose fault it is, and one plain line on stderr names
+//! the object, the cause, and what to do. One bad layer leaves the others alone.
 
 use std::fs;
 use std::io;

@@ -443,7 +443,8 @@ impl Patches {
         Cost { requests: now.requests - start.requests, bytes: now.bytes - start.bytes }
     }
 
-    /// Of an indexed layer. At first at most so many bytes; then nothing, neither from the kernel's pages nor without them.
+    /// Of an indexed layer. At first at most so many bytes; then nothing, neither from the kernel's pages nor without
+    /// them.
     #[track_caller]
     fn costs_once(&self, file: &Path, most: u64, read: impl Fn()) {
         std::fs::metadata(file).expect("an indexed member");

@@ -1,5 +1,5 @@
-//! Servers that answer wrongly and links that break: a read gives the right bytes or fails with EIO or ETIMEDOUT within its
-//! time, other layers go on, and when the cause is gone the next read works.
+//! Servers that answer wrongly and links that break: a read gives the right bytes or fails with EIO or ETIMEDOUT within
+//! its time, other layers go on, and when the cause is gone the next read works.
 
 use std::collections::BTreeSet;
 use std::fs::File;

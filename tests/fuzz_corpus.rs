@@ -1,4 +1,5 @@
-//! The fuzz targets of `fuzz/`, over the checked-in corpus and small changes of it: seconds of what a fuzzer does for hours.
+//! The fuzz targets of `fuzz/`, over the checked-in corpus and small changes of it: seconds of what a fuzzer does for
+//! hours.
 
 use std::fs;
 use std::path::Path;
@@ -54,7 +55,8 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// One of the inputs after a few changes: a byte, a bit, a number at its edge, a piece moved, cut out, or of another input.
+/// One of the inputs after a few changes: a byte, a bit, a number at its edge, a piece moved, cut out, or of another
+/// input.
 fn changed(corpus: &[Vec<u8>], dice: &mut Dice, turn: usize) -> Vec<u8> {
     const EDGES: [&[u8]; 8] =
         [&[0; 8], &[0xff; 8], &[0xff, 0xff, 0xff, 0x7f], b"77777777777", b"9", b"\x80\0\0\0\xff", &[0xff; 2], b"/../"];

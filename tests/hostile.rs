@@ -1,5 +1,5 @@
-//! Artifacts made to hurt: whatever titles, sizes and archives say, the mount stays up, stays small, and serves the other
-//! layers.
+//! Artifacts made to hurt: whatever titles, sizes and archives say, the mount stays up, stays small, and serves the
+//! other layers.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

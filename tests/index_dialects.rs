@@ -1,5 +1,5 @@
-//! The index of an archive is what GNU tar extracts from it: archives by GNU tar, bsdtar and Python's tarfile, each in each of
-//! its formats, are compared with `tar -x` name by name and byte by byte.
+//! The index of an archive is what GNU tar extracts from it: archives by GNU tar, bsdtar and Python's tarfile, each in
+//! each of its formats, are compared with `tar -x` name by name and byte by byte.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -308,7 +308,8 @@ fn same_as_extracted(archive: &Path, options: &[&str]) -> Result<LayerIndex, Str
     assert_eq!(names(&found), names(&expected));
     for (name, expected) in &mut expected {
         let found = &found[name];
-        // A directory without a member of its own; or one that GNU tar had left, and a later hard link changed its time.
+        // A directory without a member of its own; or one that GNU tar had left, and a later hard link changed its
+        // time.
         if expected.kind == Kind::Directory && expected.mtime.0 >= started {
             (expected.mtime, expected.mode) = (found.mtime, found.mode);
         }
@@ -406,9 +407,9 @@ fn walk_index(
     }
 }
 
-/// Where a peer sees a damaged archive otherwise than we do: the damage, the peer, what it does, and why we do not. Each is seen
-/// in at least one of the archives; everything else is seen alike: refused by both, or with the same names, and by GNU tar with
-/// the same content.
+/// Where a peer sees a damaged archive otherwise than we do: the damage, the peer, what it does, and why we do not.
+/// Each is seen in at least one of the archives; everything else is seen alike: refused by both, or with the same
+/// names, and by GNU tar with the same content.
 const DIFFERENCES: [(&str, &str, &str, &str); 13] = [
     ("size past u64", "tarfile", "takes it", "of a directory of BSD's tar, whose size it does not use"),
     ("cut in a header", "GNU tar", "takes it", "it passes over half a header; we say that bytes are missing"),
@@ -425,8 +426,8 @@ const DIFFERENCES: [(&str, &str, &str, &str); 13] = [
     ("PAX length huge", "tarfile", "takes it", "it passes over the records"),
 ];
 
-/// Archives of each writer in each of its formats, cut at each header and beside it, with wrong checksums, sizes, PAX lengths, and
-/// with zeros in the middle.
+/// Archives of each writer in each of its formats, cut at each header and beside it, with wrong checksums, sizes, PAX
+/// lengths, and with zeros in the middle.
 #[test]
 fn damaged_archives_are_seen_as_others_see_them() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -623,8 +624,8 @@ fn plain_name(name: &str) -> String {
     name.trim_start_matches('.').trim_matches('/').to_owned()
 }
 
-/// Random members with names that clash, repeat and lead through links, as `tar -x` extracts them. Archives that it does
-/// not extract without complaint are passed over: what we make of them is told in the builder's documentation.
+/// Random members with names that clash, repeat and lead through links, as `tar -x` extracts them. Archives that it
+/// does not extract without complaint are passed over: what we make of them is told in the builder's documentation.
 #[test]
 fn clashing_members_end_up_as_tar_leaves_them() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -61,7 +61,8 @@ fn use_it(mounted: &Mounted) {
     assert_eq!(head[..], noise(2, 4096));
 }
 
-/// No process, no mount, no file but those that are kept for the next mount; the mountpoint is an empty directory again.
+/// No process, no mount, no file but those that are kept for the next mount; the mountpoint is an empty directory
+/// again.
 #[track_caller]
 fn assert_nothing_is_left(mounted: &mut Mounted, how: &str) -> Finished {
     let finished = mounted.wait_ended(TO_END);

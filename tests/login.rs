@@ -546,8 +546,8 @@ fn a_token_that_is_refused_for_one_repository_is_got_for_another() {
     assert!(pushed.contains("\"sent\":0"), "{pushed}");
 }
 
-/// Types name and password at a terminal of its own when it is asked, the password not before it is hidden. Arguments: name,
-/// password, program and its arguments.
+/// Types name and password at a terminal of its own when it is asked, the password not before it is hidden. Arguments:
+/// name, password, program and its arguments.
 const TERMINAL: &str = r#"
 import os, pty, sys, termios, time
 answers = [(b"Username: ", sys.argv[1], True), (b"Password: ", sys.argv[2], False)]

@@ -1,4 +1,5 @@
-//! Manifests of every kind: of images and artifacts, docker's, indexes of several, large ones, and what they say of blobs.
+//! Manifests of every kind: of images and artifacts, docker's, indexes of several, large ones, and what they say of
+//! blobs.
 
 use std::collections::BTreeSet;
 use std::fs;

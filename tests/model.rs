@@ -1,5 +1,5 @@
-//! Reads through a mount equal a plain model of the archive: whatever the ranges, from several tasks at once, over an image
-//! layout and over a registry, with little memory.
+//! Reads through a mount equal a plain model of the archive: whatever the ranges, from several tasks at once, over an
+//! image layout and over a registry, with little memory.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;

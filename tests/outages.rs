@@ -1,5 +1,5 @@
-//! Registries that are slow, limited, away or back again, under many readers: no read that has time left fails, no byte is
-//! wrong, and nobody is asked more often than needed.
+//! Registries that are slow, limited, away or back again, under many readers: no read that has time left fails, no byte
+//! is wrong, and nobody is asked more often than needed.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
@@ -153,8 +153,8 @@ fn a_dead_registry_costs_a_new_read_no_timeout_and_is_read_when_it_is_back() {
     scene.read_all(&mounted, || {});
 }
 
-/// A registry whose blobs lie elsewhere, where they are no more. 14 reads, each asked for twice by the kernel: with timeouts
-/// they would take a minute.
+/// A registry whose blobs lie elsewhere, where they are no more. 14 reads, each asked for twice by the kernel: with
+/// timeouts they would take a minute.
 #[track_caller]
 fn a_storage_that_is_gone_costs_a_new_read_no_timeout(
     go: impl FnOnce(&ScriptedRegistry),

@@ -1,4 +1,5 @@
-//! Registries as they are: from a mount on each profile of the scripted registry everything is read, and every byte compared.
+//! Registries as they are: from a mount on each profile of the scripted registry everything is read, and every byte
+//! compared.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! Runs eo-mount beside its peers, in the same run on the same link: `make bench`.
 //!
-//! `ONLY="tile patch"`: cases whose name has one of these words. `RUNS="5 soak=1"`: runs of each contestant, and of those of one case.
-//! `SECONDS=600`: of the soak. `DOCS=docs`: where the figures go. `KEEP=1`: leaves the big files that it made.
+//! `ONLY="tile patch"`: cases whose name has one of these words. `RUNS="5 soak=1"`: runs of each contestant, and of
+//! those of one case. `SECONDS=600`: of the soak. `DOCS=docs`: where the figures go. `KEEP=1`: leaves the big files
+//! that it made.
 
 mod harness;
 mod index;

@@ -1,5 +1,6 @@
-//! Writes the corpus's first inputs, each named after what it is: `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
-//! Inputs that a fuzzer found are named by their hash and stay as they are.
+//! Writes the corpus's first inputs, each named after what it is:
+//! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`. Inputs that a fuzzer found are named by their hash and
+//! stay as they are.
 
 use std::fs;
 use std::path::Path;

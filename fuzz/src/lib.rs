@@ -1,5 +1,5 @@
-//! What each fuzz target does with its input. Also a module of `tests/fuzz_corpus.rs`, which runs the targets over the corpus.
-//! A target panics when a parser does not keep its word; an input that is refused is none of its business.
+//! What each fuzz target does with its input. Also a module of `tests/fuzz_corpus.rs`, which runs the targets over the
+//! corpus. A target panics when a parser does not keep its word; an input that is refused is none of its business.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -50,8 +50,8 @@ pub fn scanner(input: &[u8]) {
     }
 }
 
-/// Bytes 0 to 5 say how the indexer asks and in which order it is answered, the rest is the plan of two archives: what is
-/// learnt in the first is expected of the second.
+/// Bytes 0 to 5 say how the indexer asks and in which order it is answered, the rest is the plan of two archives: what
+/// is learnt in the first is expected of the second.
 pub fn indexer(input: &[u8]) {
     let [free, smallest, largest, gap, seed, cut, plan @ ..] = input else { return };
     let free = 1 + usize::from(free % 20);
@@ -76,8 +76,8 @@ pub fn indexer(input: &[u8]) {
     }
 }
 
-/// Byte 0 is the kind of extension header, the rest its content, which a member follows; then that of a second one, behind
-/// 0xFF 0xFF.
+/// Byte 0 is the kind of extension header, the rest its content, which a member follows; then that of a second one,
+/// behind 0xFF 0xFF.
 pub fn pax(input: &[u8]) {
     let [kind, content @ ..] = input else { return };
     let kind = b"xgLKX"[usize::from(kind % 5)];
@@ -104,8 +104,8 @@ pub fn pax(input: &[u8]) {
     }
 }
 
-/// Byte 0: even, the rest is the blob; odd, the rest is a directory, to which a right end record is added, of the 64-bit
-/// kind if the next bit is set.
+/// Byte 0: even, the rest is the blob; odd, the rest is a directory, to which a right end record is added, of the
+/// 64-bit kind if the next bit is set.
 pub fn zip(input: &[u8]) {
     let [how, rest @ ..] = input else { return };
     let mut blob = if how & 4 != 0 { vec![7; 1000] } else { Vec::new() };
@@ -182,8 +182,8 @@ pub fn attached_index(input: &[u8]) {
     }
 }
 
-/// Byte 0: even, the rest stands for the file, with a right checksum; odd, it is flags, content size, counts and what the
-/// compressed frame holds, of which a file is made.
+/// Byte 0: even, the rest stands for the file, with a right checksum; odd, it is flags, content size, counts and what
+/// the compressed frame holds, of which a file is made.
 pub fn stored_index(input: &[u8]) {
     let [how, rest @ ..] = input else { return };
     let (digest, size) = (digest(), 1 << 20);

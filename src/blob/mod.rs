@@ -60,13 +60,14 @@ pub trait BlobSource: Send + Sync {
         self.read(blob, range)
     }
 
-    /// The bytes of `range` in order, as they come, for those who want all of them: however long it is, it is asked for as a
-    /// whole where that can be. Ends with the first error.
+    /// The bytes of `range` in order, as they come, for those who want all of them: however long it is, it is asked for
+    /// as a whole where that can be. Ends with the first error.
     fn stream<'a>(&'a self, blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
         in_pieces(self, blob, range)
     }
 
-    /// Bytes that come well within the time of a read, as it went lately: who asks for more at once may get none of it in time.
+    /// Bytes that come well within the time of a read, as it went lately: who asks for more at once may get none of it
+    /// in time.
     fn soon(&self) -> u64 {
         u64::MAX
     }

@@ -1,6 +1,6 @@
 //! Read-ahead for sequential readers, seen in blob offsets: the members of an archive read one after the other are
-//! one stream, so that small files cost no round trip each, and so are layers read one after the other. What is fetched in
-//! vain has a bound: see [`ALLOWANCE`].
+//! one stream, so that small files cost no round trip each, and so are layers read one after the other. What is fetched
+//! in vain has a bound: see [`ALLOWANCE`].
 
 mod order;
 
@@ -27,15 +27,15 @@ const DISORDER: u64 = 256 << 10;
 const START: u64 = 192 << 10;
 /// Of what was read, so much may be fetched ahead in vain: a fifth.
 const SHARE: u64 = 5;
-/// And this much besides, once: nearly what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait until
-/// it has earned that.
+/// And this much besides, once: nearly what a link of 1 Gbit/s holds in 20 ms, so that the first reader need not wait
+/// until it has earned that.
 const ALLOWANCE: u64 = 2 << 20;
 /// So many times what a reader of all has read may be fetched ahead of it, as far as it is allowed at all.
 const GROWTH: u64 = 4;
 /// The longest window, in bytes.
 const LARGEST_WINDOW: u64 = 8 << 20;
-/// A window is fetched in so many requests: where one connection is slow, many are not. More of them cost a registry more
-/// than they bring.
+/// A window is fetched in so many requests: where one connection is slow, many are not. More of them cost a registry
+/// more than they bring.
 const REQUESTS: u64 = 8;
 /// Bytes of a request.
 const SMALLEST_STEP: u64 = 128 << 10;
@@ -259,8 +259,8 @@ impl Streams {
         let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window).min(most);
         let budget = ALLOWANCE + self.read / SHARE;
         let left = budget.saturating_sub(self.unread);
-        // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others did
-        // not, either.
+        // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others
+        // did not, either.
         let sure_end = match &stream.file {
             Some(file) if !stream.crossed => file.end,
             _ if stream.crossed_blobs => place.last,

@@ -1,9 +1,10 @@
-//! One blob in the cache folder: the blob itself, with holes, and beside it a map with a checksum for each chunk that is
-//! there. Processes share both: a chunk is written before its checksum, and its checksum is taken back before its bytes.
+//! One blob in the cache folder: the blob itself, with holes, and beside it a map with a checksum for each chunk that
+//! is there. Processes share both: a chunk is written before its checksum, and its checksum is taken back before its
+//! bytes.
 //!
-//! Nobody waits for anybody. What makes that safe is the generation in the map: odd while chunks are given up, another one
-//! afterwards. A chunk that was checked once is given out unchecked only while the generation stays what it was; in doubt it
-//! is checked again, and what two processes did to it at once is then seen, and fetched again.
+//! Nobody waits for anybody. What makes that safe is the generation in the map: odd while chunks are given up, another
+//! one afterwards. A chunk that was checked once is given out unchecked only while the generation stays what it was; in
+//! doubt it is checked again, and what two processes did to it at once is then seen, and fetched again.
 
 mod checked;
 mod reading;
@@ -36,14 +37,14 @@ const NOTE_AGAIN: u32 = 1;
 const ATTEMPTS: u32 = 64;
 
 const MAGIC: [u8; 8] = *b"eo-map 2";
-/// Magic, size of the blob, bytes of a chunk, generation, generation in which the whole blob was checked (the lowest bit
-/// set: 0 stands for "never"): little-endian, the rest zeros.
+/// Magic, size of the blob, bytes of a chunk, generation, generation in which the whole blob was checked (the lowest
+/// bit set: 0 stands for "never"): little-endian, the rest zeros.
 const HEADER: u64 = 64;
 const GENERATION_AT: u64 = 24;
 const BLOB_CHECKED_AT: u64 = 32;
 
-/// See the module. The map is: header; for each group the second of its last use (u32); for each chunk its xxh3 (u64, 0:
-/// not here). All little-endian.
+/// See the module. The map is: header; for each group the second of its last use (u32); for each chunk its xxh3 (u64,
+/// 0: not here). All little-endian.
 pub struct BlobFile {
     path: PathBuf,
     data: File,

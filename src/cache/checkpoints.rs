@@ -1,6 +1,6 @@
-//! Tables of compressed blobs, kept for the next mount: one file a blob, named by its digest, with what it refers to. While
-//! a pass is under way, what its table refers to is in a file `pass-…`, locked by the process, and how far it has come in
-//! a file `progress-…`, which is replaced as a whole.
+//! Tables of compressed blobs, kept for the next mount: one file a blob, named by its digest, with what it refers to.
+//! While a pass is under way, what its table refers to is in a file `pass-…`, locked by the process, and how far it has
+//! come in a file `progress-…`, which is replaced as a whole.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -60,8 +60,8 @@ impl CacheFolder {
         }
     }
 
-    /// Keeps how far a pass has come, for one that goes on should this process end. Another process's pass over the same
-    /// blob is left alone.
+    /// Keeps how far a pass has come, for one that goes on should this process end. Another process's pass over the
+    /// same blob is left alone.
     pub fn store_progress(&self, blob: &Descriptor, compression: Compression, progress: &Progress, side: &Side) {
         let Some(file) = side.as_file() else { return };
         let storing = || {

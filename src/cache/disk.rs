@@ -188,7 +188,8 @@ impl DiskCache {
         self.folder.join(BLOBS).join(digest.algorithm()).join(digest.hex())
     }
 
-    /// Keeps neighbouring chunks, the first of which is `first`, and gives the blob that they are in. Blocks on the disk.
+    /// Keeps neighbouring chunks, the first of which is `first`, and gives the blob that they are in. Blocks on the
+    /// disk.
     pub fn write(&self, blob: &Descriptor, first: u64, chunks: &[Bytes]) -> Option<Arc<BlobFile>> {
         if self.is_resting() {
             return None;

@@ -58,7 +58,8 @@ struct Candidate {
 }
 
 impl Bounds {
-    /// Brings what is used below its mark, the least recently used groups first. `unnamed`: bytes in files without a name.
+    /// Brings what is used below its mark, the least recently used groups first. `unnamed`: bytes in files without a
+    /// name.
     pub fn make_room(&self, folder: &Path, unnamed: u64) -> io::Result<Room> {
         super::folder::make_private(folder)?;
         match lock(folder, FlockOperation::NonBlockingLockExclusive)? {
@@ -153,7 +154,8 @@ impl Bounds {
     }
 }
 
-/// Held by the one process that gives chunks up, until it is dropped. `None`: another has it, and `operation` does not wait.
+/// Held by the one process that gives chunks up, until it is dropped. `None`: another has it, and `operation` does not
+/// wait.
 pub fn lock(folder: &Path, operation: FlockOperation) -> io::Result<Option<File>> {
     let path = folder.join(LOCK);
     loop {

@@ -44,8 +44,8 @@ impl CacheFolder {
         Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
     }
 
-    /// The chunks of blobs in this folder, `min_free` bytes of whose file system stay free. `None`: its file system cannot
-    /// hold files with holes, and the log says so.
+    /// The chunks of blobs in this folder, `min_free` bytes of whose file system stay free. `None`: its file system
+    /// cannot hold files with holes, and the log says so.
     pub fn disk_cache(&self, min_free: u64) -> Option<DiskCache> {
         match self.holds_holes() {
             Ok(true) => {}
@@ -72,7 +72,7 @@ impl CacheFolder {
         Ok(blocks_of_hole * 512 < LENGTH / 2 && file.metadata()?.blocks() * 512 < LENGTH / 2)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 

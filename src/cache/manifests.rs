@@ -1,5 +1,5 @@
-//! Manifests and configs that were checked, and what each tag named when it was last asked for: with them a mount begins
-//! without its registry.
+//! Manifests and configs that were checked, and what each tag named when it was last asked for: with them a mount
+//! begins without its registry.
 //!
 //! `manifests/sha256/HEX` is a manifest or a config. `manifests/tags/HEX`, named by the SHA-256 of
 //! `REGISTRY/REPOSITORY:TAG`, holds the digest and that text in one line. Nothing here is ever evicted.

@@ -1,5 +1,5 @@
-//! Calls to a disk that may hang (a dead NFS server, a failing drive): each keeps a thread until it ends, so only so many are
-//! begun, and none while those under way do not end. Whoever waits for one goes on without it after a while.
+//! Calls to a disk that may hang (a dead NFS server, a failing drive): each keeps a thread until it ends, so only so
+//! many are begun, and none while those under way do not end. Whoever waits for one goes on without it after a while.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -63,8 +63,8 @@ impl Turns {
         }
     }
 
-    /// The bytes that a call finds. Where it finds none, or takes too long, those of `otherwise`; and where these fail, those of
-    /// the call after all.
+    /// The bytes that a call finds. Where it finds none, or takes too long, those of `otherwise`; and where these fail,
+    /// those of the call after all.
     pub async fn read_or<M: Send + 'static>(
         self: &Arc<Self>,
         look: impl FnOnce() -> Result<Bytes, M> + Send + 'static,

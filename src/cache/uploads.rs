@@ -1,8 +1,8 @@
 //! Uploads that were not finished: where the registry has them, so that the next process goes on there.
 //!
-//! `uploads/HEX`, named by the SHA-256 of `REGISTRY/REPOSITORY@DIGEST`, holds that text and the session's address in one
-//! line. The address may let whoever has it write to that upload: the file is for its owner alone. Whoever uploads holds
-//! a lock on it.
+//! `uploads/HEX`, named by the SHA-256 of `REGISTRY/REPOSITORY@DIGEST`, holds that text and the session's address in
+//! one line. The address may let whoever has it write to that upload: the file is for its owner alone. Whoever uploads
+//! holds a lock on it.
 
 use std::fs::{self, File};
 use std::io;

@@ -29,8 +29,8 @@ pub const FLAG: &str = "in-background";
 /// Runs this program again with the same arguments and waits until it says that the mount answers, or ends; it has
 /// then written its own error to the stderr that both share.
 ///
-/// When the user interrupts this, the child sees the stream end and goes too. The password goes through the socket, so that
-/// neither the arguments nor the environment of the child hold it.
+/// When the user interrupts this, the child sees the stream end and goes too. The password goes through the socket, so
+/// that neither the arguments nor the environment of the child hold it.
 pub fn run_again(password: Option<&Secret>) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::system("starting the background process", error);
     keep_from_child().map_err(failed)?;

@@ -28,8 +28,8 @@ Examples:
   eo-mount copy oci:pastis:v1 localhost:5000/pastis:v1                 as eo-mount push
   eo-mount copy -r ghcr.io/org/pastis:v1 oci:pastis:v1                 with signatures and whatever else is attached";
 
-/// Copy an artifact between registries and image layouts, byte for byte. Blobs that are there are not copied again; those
-/// in the cache folder are not fetched.
+/// Copy an artifact between registries and image layouts, byte for byte. Blobs that are there are not copied again;
+/// those in the cache folder are not fetched.
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Command {

@@ -16,8 +16,8 @@ use crate::transfer::diff::{Change, Depth, Difference, LayerChange, Member, Memb
 /// As diff(1) has it.
 const DIFFERENT: u8 = 1;
 
-/// Compare two artifacts: layers by title and digest, and what is in those that differ by kind, size, time, mode and target.
-/// The exit code is 0 if they are the same, 1 if they differ, 2 if that cannot be told.
+/// Compare two artifacts: layers by title and digest, and what is in those that differ by kind, size, time, mode and
+/// target. The exit code is 0 if they are the same, 1 if they differ, 2 if that cannot be told.
 #[derive(Debug, Parser)]
 pub struct Command {
     /// As for a mount

@@ -12,7 +12,8 @@ use super::failure::Failure;
 /// After a signal; a second one ends it at once.
 const ARRIVING: Duration = Duration::from_secs(5);
 
-/// A signal lets chunks that are on their way arrive: some registries forget an upload one of whose requests breaks off.
+/// A signal lets chunks that are on their way arrive: some registries forget an upload one of whose requests breaks
+/// off.
 pub async fn until_signal<T>(stop: &AtomicBool, work: impl Future<Output = T>) -> Result<T, Failure> {
     let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
     let [mut interrupt, mut terminate] = match signals {

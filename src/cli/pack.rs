@@ -50,8 +50,8 @@ pub struct Command {
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 
-    /// The image layout, made if it is not there; or where in a registry: then no more is written to disk than the layers
-    /// that are made at once
+    /// The image layout, made if it is not there; or where in a registry: then no more is written to disk than the
+    /// layers that are made at once
     #[arg(value_name = "oci:DIR[:TAG]|REGISTRY/REPOSITORY[:TAG]")]
     out: String,
 

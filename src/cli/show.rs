@@ -59,8 +59,8 @@ pub fn escaped(name: &[u8]) -> String {
     text
 }
 
-/// RFC 3339 in UTC, with nine digits of fraction or none. Years that it does not have are written as ISO 8601 does: with
-/// a sign.
+/// RFC 3339 in UTC, with nine digits of fraction or none. Years that it does not have are written as ISO 8601 does:
+/// with a sign.
 pub fn rfc3339(time: SystemTime, fraction: bool) -> String {
     let (seconds, nanos) = match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => (i128::from(after.as_secs()), after.subsec_nanos()),

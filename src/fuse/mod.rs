@@ -15,7 +15,8 @@ pub use mountpoint::Mountpoint;
 pub use session::{Session, Settings};
 pub use survey::survey;
 
-/// The artifact that an eo-mount mount at this place was made of, as its reference was written. Blocks on the file system.
+/// The artifact that an eo-mount mount at this place was made of, as its reference was written. Blocks on the file
+/// system.
 pub fn mounted_at(path: &std::path::Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let entry = mountinfo::at(&path).ok()??;

@@ -60,7 +60,8 @@ impl Session {
             let notifier = Arc::new(served.notifier());
             mount.on_wrong(move |inodes, names| {
                 let notifier = Arc::clone(&notifier);
-                // The kernel waits for reads of these pages that are under way. An inode that it does not know is an error.
+                // The kernel waits for reads of these pages that are under way. An inode that it does not know is an
+                // error.
                 runtime.spawn_blocking(move || {
                     for (directory, name) in names {
                         let _ = notifier.inval_entry(INodeNo(directory.0), OsStr::from_bytes(&name));

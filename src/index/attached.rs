@@ -1,4 +1,5 @@
-//! Indexes of many layers as one blob, to be attached to their manifest. `docs/index-format.md` has the format byte by byte.
+//! Indexes of many layers as one blob, to be attached to their manifest. `docs/index-format.md` has the format byte by
+//! byte.
 //!
 //! Reading trusts nothing: what a footer says is checked before it is used, and no length makes anything by itself.
 
@@ -200,7 +201,8 @@ impl AttachedLayer {
 }
 
 impl Frame {
-    /// What it holds, at most so many bytes. They are taken as they come: what a frame says of its length makes nothing.
+    /// What it holds, at most so many bytes. They are taken as they come: what a frame says of its length makes
+    /// nothing.
     fn open(&self, frame: &[u8], longest: u64) -> Result<Vec<u8>, CodecError> {
         const WRONG: CodecError = CodecError::Wrong("a frame that ends early or is none");
         if sha256(frame) != self.digest {

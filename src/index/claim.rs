@@ -34,8 +34,8 @@ pub struct Renumbered {
 }
 
 impl LayerIndex {
-    /// Where a file's data begins, if a member's header can tell that it is this file's: it has one name. A name more is a hard
-    /// link, which may be anywhere.
+    /// Where a file's data begins, if a member's header can tell that it is this file's: it has one name. A name more
+    /// is a hard link, which may be anywhere.
     pub fn provable(&self, id: EntryId) -> Option<u64> {
         let entry = self.entry(id).filter(|entry| entry.kind == Kind::File && entry.nlink == 1)?;
         let (start, end) = self.data_of(id)?;
@@ -54,8 +54,8 @@ impl LayerIndex {
         named && placed && member.kind == MemberKind::Entry(entry.kind) && member.size == entry.size
     }
 
-    /// This index with the numbers of `shown`, for those who know entries by them: what is not the same has another number, and
-    /// the old one is nobody's ([`Self::entry`] is `None`).
+    /// This index with the numbers of `shown`, for those who know entries by them: what is not the same has another
+    /// number, and the old one is nobody's ([`Self::entry`] is `None`).
     pub fn renumbered(mut self, shown: &Self) -> Renumbered {
         let shown_len = u32::try_from(shown.len()).unwrap_or(u32::MAX);
         let mut next = shown_len;

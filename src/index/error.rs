@@ -2,8 +2,8 @@ use thiserror::Error;
 
 use crate::error::{Error, ErrorKind};
 
-/// Why an archive cannot be indexed. GNU tar skips to the next header it finds and exits with 2; here the layer has no index,
-/// for nobody could tell what is missing. `offset` is the byte of the blob where the header in question starts.
+/// Why an archive cannot be indexed. GNU tar skips to the next header it finds and exits with 2; here the layer has no
+/// index, for nobody could tell what is missing. `offset` is the byte of the blob where the header in question starts.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ScanError {
     /// Not even the first header is one. An empty blob is no archive either, as GNU tar and Python's tarfile see it.

@@ -10,7 +10,8 @@ pub fn c_string(bytes: &[u8]) -> &[u8] {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-/// The sum of all bytes with the checksum's own as blanks; old writers summed signed bytes. tar-core knows unsigned ones only.
+/// The sum of all bytes with the checksum's own as blanks; old writers summed signed bytes. tar-core knows unsigned
+/// ones only.
 pub fn checksum_holds(block: &[u8; BLOCK as usize]) -> bool {
     let field = &Header::from_bytes(block).as_ustar().cksum;
     let Some(expected) = number::octal(field) else {

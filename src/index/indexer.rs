@@ -1,6 +1,6 @@
-//! Decides what to fetch of an archive, and makes its index of what arrives. Guesses (see `predict.rs`, `segment.rs`) only
-//! decide what is fetched ahead: members come from one scanner that goes from the archive's start to its end, so that
-//! the index is the same whatever was guessed and in whatever order bytes arrive.
+//! Decides what to fetch of an archive, and makes its index of what arrives. Guesses (see `predict.rs`, `segment.rs`)
+//! only decide what is fetched ahead: members come from one scanner that goes from the archive's start to its end, so
+//! that the index is the same whatever was guessed and in whatever order bytes arrive.
 
 use std::ops::Range;
 
@@ -21,8 +21,8 @@ pub struct Tuning {
     /// Fetched for a header of which nothing is known: its PAX records come with it, and small members behind it.
     pub smallest: u64,
     pub largest: u64,
-    /// Headers this close to each other become one request where there are more of them than free connections. At 1 Gbit/s
-    /// one request of a busy registry costs as much as 250 KB of line.
+    /// Headers this close to each other become one request where there are more of them than free connections. At 1
+    /// Gbit/s one request of a busy registry costs as much as 250 KB of line.
     pub gap: u64,
     /// May have arrived and not be passed; beyond, only what is needed next is fetched.
     pub store: u64,
@@ -38,8 +38,8 @@ impl Default for Tuning {
 const LARGEST_STREAM: u64 = 8 << 20;
 /// Members are small if this is their length in the mean, headers included: then all bytes are fetched, not headers.
 const SMALL: u64 = 64 << 10;
-/// Members at the start of an archive, before any can be expected. A round trip costs as much as megabytes there: a large
-/// archive's first headers are fetched in reads of a 32,768th of it.
+/// Members at the start of an archive, before any can be expected. A round trip costs as much as megabytes there: a
+/// large archive's first headers are fetched in reads of a 32,768th of it.
 const EARLY: u64 = 16;
 const EARLY_SHARE: u64 = 32_768;
 /// Headers in a row that nobody expected: time for walkers. More than a period of members that recur has.
@@ -268,7 +268,8 @@ impl Indexer {
         Ok(())
     }
 
-    /// The index, whether bytes follow the archive's end, and what can be expected of its siblings. `None` before the end.
+    /// The index, whether bytes follow the archive's end, and what can be expected of its siblings. `None` before the
+    /// end.
     pub fn finish(self) -> Option<(LayerIndex, bool, Habits)> {
         let trailing = self.trailing?;
         Some((self.builder.finish(), trailing, self.predictor.into_habits()))

@@ -216,7 +216,8 @@ impl LayerIndex {
         }
     }
 
-    /// What was changed or left out to place the members safely; bounded by [`super::Limits::warnings`] and one more line.
+    /// What was changed or left out to place the members safely; bounded by [`super::Limits::warnings`] and one more
+    /// line.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

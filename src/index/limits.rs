@@ -17,7 +17,8 @@ pub struct Limits {
     pub sparse_extents: u64,
     /// Members in an archive, and entries in its index (directories without a member of their own are entries too).
     pub entries: u64,
-    /// Symbolic links followed to place one member (Linux: `MAXSYMLINKS`); one more makes it a dangling link, not an error.
+    /// Symbolic links followed to place one member (Linux: `MAXSYMLINKS`); one more makes it a dangling link, not an
+    /// error.
     pub link_hops: u64,
     /// Parts of symbolic links followed to place all members of a layer.
     pub link_parts: u64,

@@ -1,6 +1,7 @@
 //! What an archive holds: scanners that are given bytes and say which they need next, and the tree made of its members.
 //! Called by `mount`, `cache` and `blob`; uses nothing but `error` and `oci::Digest`: no IO, no clock, no threads.
-//! An archive means what GNU tar 1.34 extracts from it (`tar -x`); where we differ, `ScanError` and `LayerIndexBuilder` say so.
+//! An archive means what GNU tar 1.34 extracts from it (`tar -x`); where we differ, `ScanError` and `LayerIndexBuilder`
+//! say so.
 // Beside what lib.rs denies.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 

@@ -1,7 +1,7 @@
 //! Numbers of a header block. tar-core's `parse_numeric` drops what is above 64 bits and knows no negative numbers.
 
-/// Octal digits behind blanks, ended by a blank, NUL or the field's end; or GNU base-256 (first byte 0x80, or 0xff for a
-/// negative number). As GNU tar (src/list.c, `from_header`) one leading NUL is passed over and NULs alone are 0.
+/// Octal digits behind blanks, ended by a blank, NUL or the field's end; or GNU base-256 (first byte 0x80, or 0xff for
+/// a negative number). As GNU tar (src/list.c, `from_header`) one leading NUL is passed over and NULs alone are 0.
 /// `None`: blanks only, or something else.
 pub fn parse(field: &[u8]) -> Option<i128> {
     match field {

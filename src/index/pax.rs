@@ -1,5 +1,5 @@
-//! Records of PAX extension headers (POSIX.1-2017, pax, "pax Extended Header"). tar-core's iterator ends silently at a record
-//! whose length is damaged, so that names would be lost; here it is an error.
+//! Records of PAX extension headers (POSIX.1-2017, pax, "pax Extended Header"). tar-core's iterator ends silently at a
+//! record whose length is damaged, so that names would be lost; here it is an error.
 
 use super::limits::Limits;
 use super::member::Mtime;
@@ -56,7 +56,8 @@ impl Records {
         Ok(records)
     }
 
-    /// An owner or time that is none leaves what the header says, as GNU tar does: Python's tarfile writes `mtime=1e-05`.
+    /// An owner or time that is none leaves what the header says, as GNU tar does: Python's tarfile writes
+    /// `mtime=1e-05`.
     fn take(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<(), RecordError> {
         match key {
             b"path" => self.path = Some(text(value)),

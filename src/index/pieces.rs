@@ -30,7 +30,8 @@ impl Pieces {
         self.bytes
     }
 
-    /// The bytes from the start of `range` on, at least to its end, if they are all here. Copied only where two pieces meet.
+    /// The bytes from the start of `range` on, at least to its end, if they are all here. Copied only where two pieces
+    /// meet.
     pub fn window(&self, range: &Range<u64>) -> Option<Bytes> {
         let piece = self.from(range.start)?;
         let length = usize::try_from(range.end.saturating_sub(range.start)).ok()?;

@@ -115,14 +115,15 @@ impl Scanner {
         Self::new(UNKNOWN, limits)
     }
 
-    /// Starts in the middle, at a byte where a member's first header is thought to be. What it finds is the archive's only if
-    /// a scanner from the start comes to that very byte (see [`Self::position`]) and has no [`Self::has_global_records`].
+    /// Starts in the middle, at a byte where a member's first header is thought to be. What it finds is the archive's
+    /// only if a scanner from the start comes to that very byte (see [`Self::position`]) and has no
+    /// [`Self::has_global_records`].
     pub fn starting_at(offset: u64, blob_size: u64, limits: Limits) -> Self {
         Self { pos: offset.min(blob_size), ..Self::new(blob_size, limits) }
     }
 
-    /// For an archive whose size was not known, and is now. What was found before must end by then, and so must what is in the
-    /// middle of its headers.
+    /// For an archive whose size was not known, and is now. What was found before must end by then, and so must what is
+    /// in the middle of its headers.
     pub fn ends_at(&mut self, size: u64) {
         self.blob_size = size;
         let extension = &b"an extension header"[..];
@@ -147,7 +148,8 @@ impl Scanner {
         }
     }
 
-    /// Where the next member's first header is due; `None` in the middle of its headers, at the end, and after an error.
+    /// Where the next member's first header is due; `None` in the middle of its headers, at the end, and after an
+    /// error.
     pub fn position(&self) -> Option<u64> {
         let between = matches!(self.state, State::Header) && self.pending.header.is_none();
         between.then_some(self.pos)
@@ -158,8 +160,8 @@ impl Scanner {
         self.global != Records::default()
     }
 
-    /// `at` is the blob's byte that `bytes` starts with. Any window will do, the same bytes may come again: what does not
-    /// help is answered by [`Step::Need`]. Only headers are needed, never the members' data.
+    /// `at` is the blob's byte that `bytes` starts with. Any window will do, the same bytes may come again: what does
+    /// not help is answered by [`Step::Need`]. Only headers are needed, never the members' data.
     pub fn step(&mut self, at: u64, bytes: &[u8]) -> Result<Step, ScanError> {
         self.step_seen(at, bytes, |_, _| {})
     }
@@ -223,8 +225,8 @@ impl Scanner {
         }
     }
 
-    /// Less than a block is left. GNU tar passes over half a header; here it is an error, because it says that bytes are
-    /// missing. An archive without end-of-archive blocks is whole if it ends with a member.
+    /// Less than a block is left. GNU tar passes over half a header; here it is an error, because it says that bytes
+    /// are missing. An archive without end-of-archive blocks is whole if it ends with a member.
     fn end_of_blob(&mut self, rest: &[u8]) -> Result<(), ScanError> {
         if self.pos == 0 {
             return Err(ScanError::NotTar { offset: 0 });
@@ -299,7 +301,8 @@ impl Scanner {
     }
 }
 
-/// Whether a block is a header: its checksum holds. A search for members starts with it; data may look like one by intent.
+/// Whether a block is a header: its checksum holds. A search for members starts with it; data may look like one by
+/// intent.
 pub fn is_header(block: &[u8]) -> bool {
     <&[u8; BLOCK as usize]>::try_from(block)
         .is_ok_and(|block| block.iter().any(|&byte| byte != 0) && header::checksum_holds(block))

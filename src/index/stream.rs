@@ -49,9 +49,9 @@ impl StreamIndexer {
         Self { notes: Some(Vec::new()), ..Self::new(limits) }
     }
 
-    /// What was of use since the last call, and what may be of use with the next bytes: number of the first byte (8 bytes,
-    /// little-endian), length (4), bytes; and again. One that replays all notes is as far as this one. `None`: there are too
-    /// many of them, or they were not wanted.
+    /// What was of use since the last call, and what may be of use with the next bytes: number of the first byte (8
+    /// bytes, little-endian), length (4), bytes; and again. One that replays all notes is as far as this one. `None`:
+    /// there are too many of them, or they were not wanted.
     pub fn notes(&mut self) -> Option<Vec<u8>> {
         let mut notes = self.notes.replace(Vec::new())?;
         note(&mut notes, self.at, &self.kept);

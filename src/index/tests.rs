@@ -1,4 +1,5 @@
-//! Archives made by hand, block by block, and what must come of them. What GNU tar 1.34 makes of the odd ones was tried.
+//! Archives made by hand, block by block, and what must come of them. What GNU tar 1.34 makes of the odd ones was
+//! tried.
 
 use proptest::prelude::*;
 

@@ -22,8 +22,8 @@ impl Platform {
         ![&self.os, &self.architecture].into_iter().any(|part| part.is_empty() || part == "unknown")
     }
 
-    /// Whether this one will do for who asked for `wanted`: any variant where none was asked for, and `v8` is what 64 bits
-    /// of ARM have if they do not say (containerd, platforms/database.go).
+    /// Whether this one will do for who asked for `wanted`: any variant where none was asked for, and `v8` is what 64
+    /// bits of ARM have if they do not say (containerd, platforms/database.go).
     pub fn is(&self, wanted: &Self) -> bool {
         let variant = |platform: &Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
             ("arm64", None | Some("")) => "v8".to_owned(),

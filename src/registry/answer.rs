@@ -12,6 +12,7 @@ use super::targets::Refused;
 use super::traffic::Traffic;
 use super::transport;
 use crate::error::{Error, ErrorKind};
+use crate::oci::Descriptor;
 
 /// Longer than any deadline; a clock cannot tell times that are too far away.
 const MOST_PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -55,6 +56,12 @@ pub(super) fn transport_failure(object: &str, error: &reqwest::Error) -> Failure
         Some(refused) => Failure::Final(Error::new(ErrorKind::Protocol, object, refused)),
         None => transport::failure(object, error),
     }
+}
+
+/// A body that is shorter than was announced, or than the blob.
+pub(super) fn ended_early(blob: &Descriptor) -> Failure {
+    let error = Error::new(ErrorKind::Unreachable, &blob.digest, "the answer ended too early");
+    Failure::Passing { error, not_before: None }
 }
 
 /// A whole body that must not be larger than `limit` bytes.

@@ -1,5 +1,5 @@
-//! What is known of a host: whether it asked for patience, and whether it answers at all. A host that is dead costs a new
-//! read nothing; two requests a second find out when it is back.
+//! What is known of a host: whether it asked for patience, and whether it answers at all. A host that is dead costs a
+//! new read nothing; two probes a second find out when it is back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -119,7 +119,8 @@ impl Host {
         Err(Failure::Passing { error: error.hint("try again later"), not_before: Some(wait) })
     }
 
-    /// All who want this host wait so long. Bounded by the caller: who has said too much must not be left alone for ever.
+    /// All who want this host wait so long. Bounded by the caller: who has said too much must not be left alone for
+    /// ever.
     pub fn be_patient(&self, wait: Duration, words: String) {
         let until = Instant::now() + wait;
         let mut state = self.state();
@@ -192,18 +193,24 @@ impl Host {
     }
 
     async fn try_it(&self) {
-        self.traffic.request();
         let since = self.state().silence.as_ref().and_then(|silence| silence.since.elapsed().ok());
         let patience = (since.unwrap_or_default() / 4).clamp(PROBE_TIMEOUT[0], PROBE_TIMEOUT[1]);
-        let http2 = self.speaks_http2().unwrap_or(false);
-        let http = self.http.speaking(http2);
-        match tokio::time::timeout(patience, http.get(self.probe.clone()).send()).await {
-            Ok(Ok(_)) => self.answered(http2),
-            _ => {
-                if let Some(silence) = &mut self.state().silence {
-                    silence.probed_in_vain = true;
+        // What a host speaks that has never answered is not known. One of HTTP/2 alone does not let HTTP/1.1 wait.
+        let versions = self.speaks_http2().map_or(vec![false, true], |known| vec![known]);
+        let answer = async {
+            for http2 in versions {
+                self.traffic.request();
+                if self.http.speaking(http2).get(self.probe.clone()).send().await.is_ok() {
+                    return Some(http2);
                 }
             }
+            None
+        };
+        if let Ok(Some(http2)) = tokio::time::timeout(patience, answer).await {
+            return self.answered(http2);
+        }
+        if let Some(silence) = &mut self.state().silence {
+            silence.probed_in_vain = true;
         }
     }
 }
@@ -225,6 +232,9 @@ async fn probe(host: Weak<Host>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
     use crate::registry::RegistryOptions;
     use crate::registry::mirrors::Place;
@@ -251,6 +261,43 @@ mod tests {
         assert!(error.contains("since 2") && error.contains("refused") && !error.contains("secret"), "{error}");
         host.answered(false);
         assert!(host.dead("blob").is_none());
+    }
+
+    /// Closes what is not HTTP/2 (RFC 9113, section 3.4), and answers the first request.
+    async fn http2_alone(listener: TcpListener) {
+        loop {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            let mut preface = [0; 24];
+            if peer.read_exact(&mut preface).await.is_err() || !preface.starts_with(b"PRI * HTTP/2.0") {
+                continue;
+            }
+            // SETTINGS; then, when there are HEADERS, those of stream 1: `:status: 200`, and no more.
+            peer.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            let mut frame = [0; 9];
+            while frame[3] != 1 {
+                peer.read_exact(&mut frame).await.unwrap();
+                let length = usize::from(frame[1]) << 8 | usize::from(frame[2]);
+                peer.read_exact(&mut vec![0; length]).await.unwrap();
+            }
+            peer.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88]).await.unwrap();
+            // Open until the other side has seen it.
+            let _ = peer.read_to_end(&mut Vec::new()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_of_http2_alone_that_was_dead_from_the_start_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hosts = hosts();
+        let host = hosts.of(&format!("http://{address}/x").parse().unwrap());
+        host.silent("refused");
+        hosts.exhausted();
+        let server = tokio::spawn(http2_alone(listener));
+        host.try_it().await;
+        assert!(!host.is_silent());
+        assert_eq!(host.speaks_http2(), Some(true));
+        server.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! How many requests are under way at once.
 //!
-//! Small ones wait for an answer, and more of them at once cost nothing. Long ones want the line: where one connection fills
-//! it, more only take turns; where each is slow (object stores), many together are not. Which it is shows in what arrives.
+//! Small ones wait for an answer, and more of them at once cost nothing. Long ones want the line: where one connection
+//! fills it, more only take turns; where each is slow (object stores), many together are not. Which it is shows in what
+//! arrives.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -277,8 +278,8 @@ mod tests {
         assert_eq!(connections.blobs.lock().unwrap().len(), 1, "blobs nobody reads are forgotten");
     }
 
-    /// Long requests of a reader that wants so many at once, over a line of 125 MB/s, each connection with so many bytes a second and a round trip. Gives how many
-    /// there are at once most of the time, and the seconds.
+    /// Long requests of a reader that wants so many at once, over a line of 125 MB/s, each connection with so many
+    /// bytes a second and a round trip. Gives how many there are at once most of the time, and the seconds.
     async fn at_once_mostly(wanted: usize, connection: f64, round_trip: Duration) -> (usize, f64) {
         let connections = Connections::new(33);
         let blob = Digest::sha256_of(b"");

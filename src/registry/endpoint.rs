@@ -126,8 +126,8 @@ impl Endpoint {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One request below the repository, or to where an earlier answer's `Location` led. A refusal is answered with another
-    /// authorization once, if there is one; every other answer is returned, with the address that it came from.
+    /// One request below the repository, or to where an earlier answer's `Location` led. A refusal is answered with
+    /// another authorization once, if there is one; every other answer is returned, with the address that it came from.
     pub async fn request(
         &self,
         method: Method,
@@ -202,7 +202,8 @@ impl Endpoint {
             drop(resolved);
             return self.resolved(&url, headers, object).await;
         }
-        // Whoever wants the same blob waits for the redirect, but only where there are any, and not of a blob that has none.
+        // Whoever wants the same blob waits for the redirect, but only where there are any, and not of a blob that has
+        // none.
         let has_none = resolved.as_ref().is_some_and(|resolved| resolved.url.is_none());
         let held = if self.known().redirects && !has_none {
             Some(resolved)
@@ -293,7 +294,8 @@ async fn expire(slot: &Slot, url: &Url) {
     }
 }
 
-/// What storages answer where a signature has expired: S3 403, or 400 when the credentials behind it have; others 401, 404, 410.
+/// What storages answer where a signature has expired: S3 403, or 400 when the credentials behind it have; others 401,
+/// 404, 410.
 fn is_expired(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
 }

@@ -189,8 +189,8 @@ impl RegistryTable {
     }
 }
 
-/// Which files count, as containers/image reads them: the user's file takes the place of the system's and of its folder;
-/// folders add to it, the user's last.
+/// Which files count, as containers/image reads them: the user's file takes the place of the system's and of its
+/// folder; folders add to it, the user's last.
 struct Files {
     file: PathBuf,
     folders: Vec<PathBuf>,

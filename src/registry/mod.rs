@@ -1,5 +1,5 @@
-//! Talks to one registry over HTTP: manifests, configs and ranges of blobs, both ways, with tokens, retries and deadlines.
-//! Called by `mount`; implements `blob::BlobSource`; uses the core.
+//! Talks to one registry over HTTP: manifests, configs and ranges of blobs, both ways, with tokens, retries and
+//! deadlines. Called by `mount`; implements `blob::BlobSource`; uses the core.
 
 mod answer;
 mod auth;

@@ -11,7 +11,7 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{header, status_failure, transport_failure};
+use super::answer::{ended_early, header, status_failure, transport_failure};
 use super::bandwidth::Awaited;
 use super::client::Registry;
 use super::connections::Leave;
@@ -89,8 +89,7 @@ impl Registry {
             }
             streamed = self.streams.read(blob, wanted).await;
         }
-        let early = || Failure::Passing { error: ended_early(blob), not_before: None };
-        streamed.ok_or_else(early)?.map(Given::Bytes)
+        streamed.ok_or_else(|| ended_early(blob))?.map(Given::Bytes)
     }
 
     /// Asks for a range. `None`: the registry gives nothing but the whole blob, which is under way now for who wants `wanted`.
@@ -144,7 +143,7 @@ impl Answer<'_> {
     async fn next(&mut self) -> Result<Bytes, Failure> {
         let piece = match self.body.next().await {
             Some(piece) => piece.map_err(|error| transport_failure(self.blob.digest.as_str(), &error))?,
-            None => return Err(Failure::Passing { error: ended_early(&self.blob), not_before: None }),
+            None => return Err(ended_early(&self.blob)),
         };
         self.registry.traffic.received(piece.len()).await;
         self.registry.pace.received(piece.len());
@@ -266,10 +265,6 @@ impl<'a> Reading<'a> {
         self.registry.traffic.retry();
         Ok(())
     }
-}
-
-fn ended_early(blob: &Descriptor) -> Error {
-    Error::new(ErrorKind::Unreachable, &blob.digest, "the answer ended too early")
 }
 
 /// RFC 9110, sections 14 and 15.3.7, as strict as integrity needs it: this range of this blob and nothing else.

@@ -19,8 +19,8 @@ const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
 
 impl Registry {
-    /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not asked to
-    /// filter: some compare with the type of the config.
+    /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not
+    /// asked to filter: some compare with the type of the config.
     pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
         self.attempts(subject, || self.try_referrers(subject)).await
     }

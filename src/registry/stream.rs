@@ -12,7 +12,7 @@ use reqwest::Response;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
-use super::answer::transport_failure;
+use super::answer::{ended_early, transport_failure};
 use super::retry::Failure;
 use super::traffic::Traffic;
 use crate::blob::Passing;
@@ -23,7 +23,8 @@ use crate::oci::{Descriptor, Digest};
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes given to the cache at once.
 const STEP: usize = 256 << 10;
-/// What has passed just now is kept for those who come a little late: at most so much, and all tails have a part of the memory.
+/// What has passed just now is kept for those who come a little late: at most so much, and all tails have a part of the
+/// memory.
 const TAIL: usize = 1 << 20;
 const SHARE_OF_MEMORY: usize = 8;
 /// How often a download that waits for others looks for one that nobody wants more of.
@@ -108,7 +109,7 @@ impl Streams {
             return Some(Ok(bytes));
         }
         match stream.wait_for(blob, range) {
-            Some(answer) => Some(answer.await.unwrap_or_else(|_| Err(broken(blob)))),
+            Some(answer) => Some(answer.await.unwrap_or_else(|_| Err(ended_early(blob)))),
             None => Some(kept().await.ok_or_else(|| Failure::Passing { error: passed(blob), not_before: None })),
         }
     }
@@ -221,7 +222,7 @@ impl Stream {
             }
             let piece = match body.next().await {
                 Some(piece) => piece.map_err(|error| transport_failure(blob.digest.as_str(), &error))?,
-                None => return Err(broken(blob)),
+                None => return Err(ended_early(blob)),
             };
             traffic.received(piece.len()).await;
             let rest = usize::try_from(blob.size.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -286,11 +287,6 @@ fn tell_cost(blob: &Descriptor, wanted: &Range<u64>, from: u64) {
         let (cost, size) = (bytesize::ByteSize(cost), bytesize::ByteSize(blob.size));
         tracing::warn!("{}: reading at byte {} downloads {cost} of {size} first", blob.digest, wanted.start);
     }
-}
-
-fn broken(blob: &Descriptor) -> Failure {
-    let error = Error::new(ErrorKind::Unreachable, &blob.digest, "the answer ended too early");
-    Failure::Passing { error, not_before: None }
 }
 
 fn passed(blob: &Descriptor) -> Error {

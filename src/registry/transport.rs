@@ -37,7 +37,8 @@ pub struct Transport {
     connections: usize,
 }
 
-/// HTTP/1.1 first: all streams of HTTP/2 share one TCP connection and its window. HTTP/2 for those who speak that alone.
+/// HTTP/1.1 first: all streams of HTTP/2 share one TCP connection and its window. HTTP/2 for those who speak that
+/// alone.
 #[derive(Clone)]
 pub struct Clients {
     http1: reqwest::Client,
@@ -102,7 +103,8 @@ impl Transport {
             http = http.no_proxy();
         }
         if !sending {
-            // A connection that says nothing is given up in time for another attempt. It counts while a body is sent, too.
+            // A connection that says nothing is given up in time for another attempt. It counts while a body is sent,
+            // too.
             http = http.read_timeout(idle);
         }
         http.build().map_err(|error| {

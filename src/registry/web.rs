@@ -52,8 +52,8 @@ pub(super) struct Web {
 }
 
 impl Web {
-    /// The answer that is no redirect, and where it came from. `authorization` goes along as long as scheme, host and port
-    /// stay the same.
+    /// The answer that is no redirect, and where it came from. `authorization` goes along as long as scheme, host and
+    /// port stay the same.
     pub async fn send(
         &self,
         request: &Request<'_>,

@@ -97,7 +97,7 @@ pub async fn compare(old: &Mount, new: &Mount, depth: Depth) -> Result<Differenc
                 let (mut before, mut after) =
                     (tree(old, &old_path, *old_number).await?, tree(new, &new_path, *new_number).await?);
                 if depth == Depth::Content {
-                    read_same_sized(old, &mut before, new, &mut after).await?;
+                    read_same_sized((old, &old_path, &mut before), (new, &new_path, &mut after)).await?;
                 }
                 let member = |found: Option<&(Ino, Member)>| found.map(|(_, member)| member.clone());
                 let changed =
@@ -175,7 +175,10 @@ async fn tree(mount: &Mount, path: &str, layer: usize) -> Result<Tree> {
 }
 
 /// Those of different sizes differ in any case.
-async fn read_same_sized(old: &Mount, before: &mut Tree, new: &Mount, after: &mut Tree) -> Result<()> {
+async fn read_same_sized(
+    (old, old_path, before): (&Mount, &str, &mut Tree),
+    (new, new_path, after): (&Mount, &str, &mut Tree),
+) -> Result<()> {
     let is_file = |member: &Member| member.kind == Kind::File && member.digest.is_none();
     let mut both = Vec::new();
     for (path, (ino, old)) in before {
@@ -188,7 +191,8 @@ async fn read_same_sized(old: &Mount, before: &mut Tree, new: &Mount, after: &mu
     both.sort_by_key(|(ino, ..)| *ino);
     for (ino, old_member, new_ino, path) in both {
         let size = old_member.size;
-        let (was, is) = tokio::try_join!(digest_of(old, ino, size), digest_of(new, new_ino, size))?;
+        let (was, is) =
+            tokio::try_join!(digest_of(old, ino, size, old_path, path), digest_of(new, new_ino, size, new_path, path))?;
         old_member.digest = Some(was);
         if let Some((_, new_member)) = after.get_mut(path) {
             new_member.digest = Some(is);
@@ -197,12 +201,15 @@ async fn read_same_sized(old: &Mount, before: &mut Tree, new: &Mount, after: &mu
     Ok(())
 }
 
-async fn digest_of(mount: &Mount, file: Ino, size: u64) -> Result<Digest> {
+/// `path`: below that of its layer.
+async fn digest_of(mount: &Mount, file: Ino, size: u64, layer: &str, path: &[u8]) -> Result<Digest> {
     let (mut hasher, mut at) = (Hasher::sha256(), 0_u64);
     while at < size {
         let bytes = mount.read(file, at, PIECE).await?;
         if bytes.is_empty() {
-            return Err(Error::new(ErrorKind::Corrupt, "diff", "a member ends before its size"));
+            let object = format!("{layer}/{}", String::from_utf8_lossy(path));
+            let error = Error::new(ErrorKind::Corrupt, object, format!("ends at byte {at} of {size}"));
+            return Err(error.hint("the index of its layer may be wrong: try --no-index, or `eo-mount cache clear`"));
         }
         hasher.update(&bytes);
         at = at.saturating_add(bytes.len() as u64);

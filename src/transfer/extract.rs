@@ -1,5 +1,5 @@
-//! What a mount shows, as real files: kinds, permissions, times, holes, hard links and `user.` attributes as the archive has
-//! them. No path leaves the folder, no link in it is followed, and nothing half is under a final name.
+//! What a mount shows, as real files: kinds, permissions, times, holes, hard links and `user.` attributes as the
+//! archive has them. No path leaves the folder, no link in it is followed, and nothing half is under a final name.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};

@@ -153,7 +153,8 @@ pub fn is_one_name(name: &OsStr) -> io::Result<()> {
     }
 }
 
-/// A path without `.` and `..`, if it stays in the folder that it is joined to. Nobody asks the disk: links are not followed.
+/// A path without `.` and `..`, if it stays in the folder that it is joined to. Nobody asks the disk: links are not
+/// followed.
 pub fn inside(path: &Path) -> Option<PathBuf> {
     let mut parts = PathBuf::new();
     for part in path.components() {

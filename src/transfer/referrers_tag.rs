@@ -18,9 +18,9 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Looks at the list during that time.
 const LOOKS: u32 = 3;
 
-/// Sees to it that `referrer` is found by those who look for what is attached to `subject`. Registries cannot be told to
-/// write only where nobody else has written: so the list is looked at until everybody else who had read it before must have
-/// written it, and written again if this one has got lost.
+/// Sees to it that `referrer` is found by those who look for what is attached to `subject`. Registries cannot be told
+/// to write only where nobody else has written: so the list is looked at until everybody else who had read it before
+/// must have written it, and written again if this one has got lost.
 pub async fn list_by_tag(registry: &Registry, subject: &Digest, referrer: &Referrer, timeout: Duration) -> Result<()> {
     list_all_by_tag(registry, subject, std::slice::from_ref(referrer), timeout).await
 }

@@ -1,4 +1,5 @@
-//! bzip2 and xz. Both are slow to decode, so that no place in them is taken as a start: their content is kept in pieces.
+//! bzip2 and xz. Both are slow to decode, so that no place in them is taken as a start: their content is kept in
+//! pieces.
 
 use bzip2::{Decompress, Status};
 use liblzma::stream::{Action, CONCATENATED, Error, Stream};

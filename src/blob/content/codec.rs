@@ -1,9 +1,10 @@
 //! Tables of points as bytes, to be kept behind the side file's content. All numbers are little-endian.
 //!
-//! A point is 40 bytes: content, packed, where its window or piece is stored (8 each), how long that is (4), kind, bits,
-//! bit buffer, a zero, and the checksum of the blob up to the next point (8). The trailer is 80 bytes: magic, number of points, content, packed, end of the side file's
-//! content (8 each), [`Compression`] (1), 7 zeros, and the SHA-256 of the blob's digest and all that stands before, the
-//! side file's content excepted: what is stored there has checksums of its own.
+//! A point is 40 bytes: content, packed, where its window or piece is stored (8 each), how long that is (4), kind,
+//! bits, bit buffer, a zero, and the checksum of the blob up to the next point (8). The trailer is 80 bytes: magic,
+//! number of points, content, packed, end of the side file's content (8 each), [`Compression`] (1), 7 zeros, and the
+//! SHA-256 of the blob's digest and all that stands before, the side file's content excepted: what is stored there has
+//! checksums of its own.
 
 //!
 //! The progress of a pass is a file of its own: magic, bytes of the table (8), the table as above, state of the hasher

@@ -60,7 +60,8 @@ impl Decode for Frames {
 
 /// Bytes at the end of a blob that tell whether there is a table, and how long.
 pub const FOOTER: u64 = 9;
-/// A skippable frame with this number holds the table (zstd, contrib/seekable_format/zstd_seekable_compression_format.md).
+/// A skippable frame with this number holds the table (zstd,
+/// contrib/seekable_format/zstd_seekable_compression_format.md).
 const TABLE_MAGIC: u32 = 0x184D_2A5E;
 const FOOTER_MAGIC: u32 = 0x8F92_EAB1;
 const HAS_CHECKSUMS: u8 = 0x80;

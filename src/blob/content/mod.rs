@@ -1,6 +1,6 @@
 //! The content of a compressed blob, read anywhere: after one pass over it, a table says where decoding can start.
-//! DEFLATE can start between blocks with the 32 KiB before, zstd where a frame starts; of all else, pieces of content are
-//! kept in the cache folder.
+//! DEFLATE can start between blocks with the 32 KiB before, zstd where a frame starts; of all else, pieces of content
+//! are kept in the cache folder.
 
 mod blocks;
 mod codec;
@@ -185,8 +185,8 @@ impl Decoding {
         Ok(content)
     }
 
-    /// What was right in the pass was changed since: the next look asks again. (A ZIP member is not all of a blob; its cache
-    /// knows it under another size.)
+    /// What was right in the pass was changed since: the next look asks again. (A ZIP member is not all of a blob; its
+    /// cache knows it under another size.)
     fn drop_wrong(&self) {
         if let Some((cache, _)) =
             self.kept.as_ref().filter(|_| !self.foreign && self.compression != Compression::Deflate)

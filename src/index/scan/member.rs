@@ -40,7 +40,8 @@ impl Scanner {
             Some(size) => size,
             None => self.size(header)?,
         };
-        // With a slash at its end it is a directory of BSD's tar, which has none either; but GNU tar wants a size that is one.
+        // With a slash at its end it is a directory of BSD's tar, which has none either; but GNU tar wants a size that
+        // is one.
         let is_directory = matches!(flag, b'0' | b'\0' | b'7') && path.ends_with(b"/");
         let size = if is_directory { 0 } else { size };
         let start = self.pos.saturating_add(BLOCK);

@@ -91,8 +91,8 @@ fn the_blob_is_zstd_from_start_to_end() {
     assert!(all.ends_with(&sorted.iter().flat_map(|part| part.index.clone()).collect::<Vec<_>>()));
 }
 
-/// The dump in `docs/index-format.md` was made when version 1 was new. It must never be made again: a change of the format is a
-/// new version.
+/// The dump in `docs/index-format.md` was made when version 1 was new. It must never be made again: a change of the
+/// format is a new version.
 #[test]
 fn the_vector_in_the_documentation_is_read_and_written_byte_for_byte() {
     let text = include_str!("../../../docs/index-format.md");

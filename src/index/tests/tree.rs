@@ -239,8 +239,8 @@ fn each_limit_is_named_when_it_is_reached() {
     assert_eq!(builder.finish().warnings(), ["s5/f: replaces what stood where it needs a directory"]);
 }
 
-/// The archive is never there as a whole: its headers are made when they are asked for. `EO_MEASURE_ENTRIES=10000000` makes it
-/// one of so many members, within 256 MiB; `--nocapture` shows what was resident.
+/// The archive is never there as a whole: its headers are made when they are asked for. `EO_MEASURE_ENTRIES=10000000`
+/// makes it one of so many members, within 256 MiB; `--nocapture` shows what was resident.
 #[test]
 fn an_archive_of_too_many_members_is_refused_with_the_limits_name_before_memory_runs_out() {
     let count = std::env::var("EO_MEASURE_ENTRIES").map_or(100_000, |count| count.parse::<u64>().expect("a number"));

@@ -66,8 +66,8 @@ struct Upload<'a> {
 }
 
 impl Registry {
-    /// Sends a blob, and checks its digest while it is read, unless the source `is_checked`. `kept`: where the upload is
-    /// written down, so that the next process goes on with it. `stop`: to end behind the chunk that is on its way.
+    /// Sends a blob, and checks its digest while it is read, unless the source `is_checked`. `kept`: where the upload
+    /// is written down, so that the next process goes on with it. `stop`: to end behind the chunk that is on its way.
     pub async fn upload(
         &self,
         blob: &Descriptor,

@@ -18,8 +18,8 @@ pub enum Out {
     Registry(Box<Sender>),
 }
 
-/// Sends a layer when it is made. Until then it lies in a file without a name, of which nothing is left whatever ends the
-/// process: there are as many as layers are made at once.
+/// Sends a layer when it is made. Until then it lies in a file without a name, of which nothing is left whatever ends
+/// the process: there are as many as layers are made at once.
 pub struct Sender {
     pub push: Push,
     /// Where these files are; `None`: where temporary files are.
@@ -51,12 +51,17 @@ impl Out {
     pub fn failed(&self, error: &io::Error) -> Error {
         match self {
             Self::Layout(layout) => layout.failed(error),
-            Self::Registry(_) => {
+            Self::Registry(sender) => {
                 let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
                 let kind = if full { ErrorKind::NoSpace } else { ErrorKind::Io };
                 let cause = format!("cannot write the layer that is to be sent: {error}");
-                Error::new(kind, "cache folder", cause)
-                    .hint("make room for as many layers as --jobs, make fewer at once, or choose another --cache-dir")
+                let (object, other) = match &sender.folder {
+                    Some(folder) => (folder.path().to_owned(), "--cache-dir"),
+                    None => (std::env::temp_dir(), "folder with the variable TMPDIR"),
+                };
+                Error::new(kind, object.display(), cause).hint(format!(
+                    "make room for as many layers as --jobs, make fewer at once, or choose another {other}"
+                ))
             }
         }
     }

@@ -24,8 +24,8 @@ pub enum Program {
     Distribution3,
     /// Any distribution.
     DistributionAt(PathBuf),
-    /// go-containerregistry's: has the referrers API, and forgets all when it is stopped. Behind TLS it speaks HTTP/2 alone;
-    /// takes no other options.
+    /// go-containerregistry's: has the referrers API, and forgets all when it is stopped. Behind TLS it speaks HTTP/2
+    /// alone; takes no other options.
     Referrers,
 }
 

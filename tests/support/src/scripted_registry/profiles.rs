@@ -1,5 +1,5 @@
-//! Registries as they are: each function makes a scripted registry, with the artifact pushed, answer like one of them, and says
-//! where that is written down.
+//! Registries as they are: each function makes a scripted registry, with the artifact pushed, answer like one of them,
+//! and says where that is written down.
 
 use std::time::Duration;
 
@@ -85,16 +85,16 @@ pub fn amazon_ecr(parts: &Parts<'_>) {
     parts.registry.fault(Matcher::manifests(), Fault::WithoutHeader("Docker-Content-Digest"), ALWAYS);
 }
 
-/// GHCR: tokens for everybody from its own host, blobs from another with addresses that expire after minutes and take no HEAD.
-/// <https://github.com/containerd/stargz-snapshotter/pull/167>
+/// GHCR: tokens for everybody from its own host, blobs from another with addresses that expire after minutes and take
+/// no HEAD. <https://github.com/containerd/stargz-snapshotter/pull/167>
 pub fn ghcr(parts: &Parts<'_>) {
     parts.registry.require_token();
     parts.registry.keep_blobs_at(parts.storage);
     parts.storage.fault(Matcher::path("/blobs/").method("HEAD"), Fault::status(403), ALWAYS);
 }
 
-/// GitLab: tokens from its web application, which is another host (`/jwt/auth`), and redirects to the CDN for some requests
-/// only. <https://docs.gitlab.com/administration/packages/container_registry/>,
+/// GitLab: tokens from its web application, which is another host (`/jwt/auth`), and redirects to the CDN for some
+/// requests only. <https://docs.gitlab.com/administration/packages/container_registry/>,
 /// <https://gitlab.com/gitlab-org/container-registry/-/merge_requests/830>
 pub fn gitlab(parts: &Parts<'_>) {
     parts.registry.take_tokens_from(parts.tokens);
@@ -105,8 +105,8 @@ pub fn gitlab(parts: &Parts<'_>) {
     }
 }
 
-/// Azure: the token is called `access_token` and does not say how long it lives; blobs lie in Azure's storage, which refuses
-/// a signed address that comes with an `Authorization`.
+/// Azure: the token is called `access_token` and does not say how long it lives; blobs lie in Azure's storage, which
+/// refuses a signed address that comes with an `Authorization`.
 /// <https://learn.microsoft.com/en-us/rest/api/containerregistry/access-tokens/get-from-login>,
 /// <https://github.com/Azure/acr/issues/217>
 pub fn azure(parts: &Parts<'_>) {
@@ -134,8 +134,8 @@ pub fn google_artifact_registry(parts: &Parts<'_>) {
     }
 }
 
-/// An object store behind nginx, which breaks off when its upstream does: some bodies end early, and it answers 502 while
-/// the upstream restarts. <https://nginx.org/en/docs/http/ngx_http_proxy_module.html>, `proxy_next_upstream`
+/// An object store behind nginx, which breaks off when its upstream does: some bodies end early, and it answers 502
+/// while the upstream restarts. <https://nginx.org/en/docs/http/ngx_http_proxy_module.html>, `proxy_next_upstream`
 pub fn object_store_behind_nginx(parts: &Parts<'_>) {
     parts.registry.keep_blobs_at(parts.storage);
     parts.storage.fault(Matcher::blobs().nth(2), Fault::ShortBody, ALWAYS);
@@ -204,7 +204,8 @@ pub fn slow_trickle(parts: &Parts<'_>) {
     parts.registry.fault(Matcher::any(), Fault::Trickle(Duration::from_millis(30)), ALWAYS);
 }
 
-/// A registry that is asked too often: 429 with `Retry-After`. RFC 6585, section 4; <https://docs.docker.com/docker-hub/usage/>
+/// A registry that is asked too often: 429 with `Retry-After`. RFC 6585, section 4;
+/// <https://docs.docker.com/docker-hub/usage/>
 pub fn rate_limited(parts: &Parts<'_>) {
     let wait = vec![("Retry-After".to_owned(), "1".to_owned())];
     for nth in [2, 5] {
