@@ -49,6 +49,10 @@ impl BlobSource for Described {
         if is_described { in_pieces(self, blob, range) } else { self.source.stream(blob, range) }
     }
 
+    fn streams(&self) -> usize {
+        self.source.streams()
+    }
+
     fn soon(&self) -> u64 {
         self.source.soon()
     }

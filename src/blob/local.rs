@@ -61,6 +61,10 @@ impl BlobSource for Local {
         if is_here { in_pieces(self, blob, range) } else { self.source.stream(blob, range) }
     }
 
+    fn streams(&self) -> usize {
+        self.source.streams()
+    }
+
     fn soon(&self) -> u64 {
         self.source.soon()
     }

@@ -66,6 +66,11 @@ pub trait BlobSource: Send + Sync {
         in_pieces(self, blob, range)
     }
 
+    /// How many streams may be open for long beside reads. None, where they bring nothing.
+    fn streams(&self) -> usize {
+        0
+    }
+
     /// Bytes that come well within the time of a read, as it went lately: who asks for more at once may get none of it
     /// in time.
     fn soon(&self) -> u64 {

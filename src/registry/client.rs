@@ -70,6 +70,8 @@ pub struct Registry {
     pub(super) connections: Connections,
     /// Half of them: for ranges that are as long as a layer.
     pub(super) wholes: Semaphore,
+    /// Ranges that may be under way for long beside reads: so few that these are not in the way of each other.
+    pub(super) most_streams: usize,
     pub(super) require_ranges: bool,
     /// Told when a host that was silent answers again.
     pub(super) back: Arc<Notify>,
@@ -104,6 +106,7 @@ impl Registry {
             pace: Pace::default(),
             connections: Connections::new(connections),
             wholes: Semaphore::new(connections.div_ceil(2)),
+            most_streams: connections / 4,
             require_ranges: options.require_ranges,
             back,
             streams: Arc::new(Streams::new(connections, options.memory)),

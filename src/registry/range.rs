@@ -51,6 +51,10 @@ impl BlobSource for Registry {
         stream::unfold((Some(Reading::new(self, blob, range)), None), next).boxed()
     }
 
+    fn streams(&self) -> usize {
+        self.most_streams
+    }
+
     fn soon(&self) -> u64 {
         self.pace.bytes_in(self.timeout / SOON)
     }
@@ -101,7 +105,9 @@ impl Registry {
         wanted: &Range<u64>,
     ) -> Result<Option<Answer<'a>>, Failure> {
         let object = blob.digest.as_str();
-        let leave = self.connections.acquire(&blob.digest, range.end.saturating_sub(range.start));
+        // Who takes an answer bit by bit is not in line with those who want it at once: it may be open for long.
+        let length = if wanted == range { range.end.saturating_sub(range.start) } else { 0 };
+        let leave = self.connections.acquire(&blob.digest, length);
         let leave = match endpoint.dead(&blob.digest) {
             // Not behind those who wait for a dead host; the registry may send us to another one by now.
             Some(dead) => leave.now_or_never().ok_or(Failure::Dead(dead))?,
