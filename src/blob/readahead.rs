@@ -2,6 +2,7 @@
 //! one stream, so that small files cost no round trip each, and so are layers read one after the other. What is fetched
 //! in vain has a bound: see [`ALLOWANCE`].
 
+mod laps;
 mod order;
 
 use std::ops::Range;
@@ -9,11 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::BlobSource;
-use crate::cache::{CHUNK, ChunkCache};
+use crate::cache::{CHUNK, ChunkCache, LONGEST_ANSWER};
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
+use laps::Laps;
 use order::{Order, Place};
 
 /// A stream may skip this much: tar and PAX headers, padding and all, between two members.
@@ -58,7 +61,8 @@ impl ReadAhead {
     pub fn new(cache: Arc<ChunkCache>) -> Self {
         // A window is fetched beside what is read: it must leave room for the others.
         let largest_window = LONG_WINDOW.min(cache.memory() / 16);
-        Self { cache, streams: Mutex::new(Streams::default()), largest_window }
+        let streams = Streams { long_answers: cache.streams() > 0, ..Streams::default() };
+        Self { cache, streams: Mutex::new(streams), largest_window }
     }
 
     fn read_ahead<'a>(
@@ -67,20 +71,28 @@ impl ReadAhead {
         file: Option<Range<u64>>,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<Bytes>> {
-        let largest_window = self.largest_window.min(self.cache.room());
+        let room = self.cache.room();
         let mut streams = self.streams();
         let place = streams.order.place(blob);
-        let ahead = streams.note(&place, file, range.clone(), largest_window);
-        let pieces = ahead.map(|Ahead { range, step }| (streams.order.pieces(&place, blob, range), step));
-        drop(streams);
+        let ahead = streams.note(&place, file, range.clone(), self.largest_window, room, Instant::now());
+        let Some(Ahead { range: ahead, step, until }) = ahead else {
+            drop(streams);
+            return self.cache.read(blob, range);
+        };
+        let pieces = streams.order.pieces(&place, blob, ahead.start..until.unwrap_or(ahead.end));
+        // What comes in one answer is asked for in order.
+        let _in_order = until.is_some().then_some(streams);
         // The reader's own request goes first.
         let read = self.cache.read(blob, range);
-        let Some((pieces, step)) = pieces else { return read };
-        for (blob, mut range) in pieces {
-            while range.start < range.end {
-                let end = range.start.saturating_add(step).min(range.end);
-                self.cache.prefetch(&blob, range.start..end);
-                range.start = end;
+        let mut left = ahead.end.saturating_sub(ahead.start);
+        for (blob, piece) in pieces {
+            let mut at = piece.start;
+            let end = piece.end.min(at.saturating_add(left));
+            left = left.saturating_sub(end.saturating_sub(at));
+            while at < end {
+                let next = at.saturating_add(step).min(end);
+                self.cache.prefetch(&blob, at..next, until.map(|_| piece.end));
+                at = next;
             }
         }
         read
@@ -115,6 +127,8 @@ impl BlobSource for ReadAhead {
 struct Ahead {
     range: Range<u64>,
     step: u64,
+    /// In one answer, which goes on to here.
+    until: Option<u64>,
 }
 
 /// One sequential reader. Its positions are those of [`Order`].
@@ -140,11 +154,14 @@ struct Stream {
     crossed_blobs: bool,
     /// Bytes fetched past the end of its first file, or of its first blob.
     past: u64,
+    laps: Laps,
 }
 
 #[derive(Default)]
 struct Streams {
     order: Order,
+    /// There are such.
+    long_answers: bool,
     /// The most recently used last.
     streams: Vec<Stream>,
     /// Bytes read, by all.
@@ -156,13 +173,16 @@ struct Streams {
 }
 
 impl Streams {
-    /// Takes note of a read, in `file` if that is known, and says what to fetch ahead of it.
+    /// Takes note of a read, in `file` if that is known, and says what to fetch ahead of it: a window at most, and no more
+    /// than there is room for.
     fn note(
         &mut self,
         place: &Place,
         file: Option<Range<u64>>,
         read: Range<u64>,
         largest_window: u64,
+        room: u64,
+        now: Instant,
     ) -> Option<Ahead> {
         self.read = self.read.saturating_add(read.end.saturating_sub(read.start));
         let mut read = place.start.saturating_add(read.start)..place.start.saturating_add(read.end);
@@ -184,7 +204,7 @@ impl Streams {
             stream.file = Some(file);
         }
         stream.blob_end = place.end;
-        let ahead = self.window(&mut stream, place, largest_window);
+        let ahead = self.window(&mut stream, place, largest_window, room, now);
         self.push(stream);
         ahead
     }
@@ -216,6 +236,7 @@ impl Streams {
                 blob_end: place.end,
                 crossed_blobs: false,
                 past: 0,
+                laps: Laps::default(),
             },
         };
         self.pass(&mut stream, read);
@@ -248,14 +269,24 @@ impl Streams {
     }
 
     /// What to fetch ahead of a stream; accounts for it.
-    fn window(&mut self, stream: &mut Stream, place: &Place, largest_window: u64) -> Option<Ahead> {
+    fn window(
+        &mut self,
+        stream: &mut Stream,
+        place: &Place,
+        largest_window: u64,
+        room: u64,
+        now: Instant,
+    ) -> Option<Ahead> {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
-        let (most, requests, largest_step) = if stream.run < LONG_RUN {
+        let in_one = self.long_answers && sure && stream.run >= LONG_RUN && stream.laps.in_one(stream.run, now);
+        let (most, requests, largest_step) = if stream.run < LONG_RUN || in_one {
             (LARGEST_WINDOW, REQUESTS, LARGEST_STEP)
         } else {
             (LONG_WINDOW, LONG_REQUESTS, LONG_STEP)
         };
+        // One answer waits for room itself.
+        let most = if in_one { most } else { most.min(room) };
         let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window).min(most);
         let budget = ALLOWANCE + self.read / SHARE;
         let left = budget.saturating_sub(self.unread);
@@ -285,7 +316,8 @@ impl Streams {
         self.past = self.past.saturating_add(fetched_past);
         stream.past = stream.past.saturating_add(fetched_past);
         stream.ahead = range.end;
-        Some(Ahead { range, step })
+        let until = range.start.saturating_add(LONGEST_ANSWER).min(sure_end).max(range.end);
+        Some(Ahead { range, step, until: in_one.then_some(until) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Chunks in memory, and behind them those on disk: in memory the least recently used go first, and all who want the same
 //! missing chunk wait for one request.
 
+mod answers;
 mod fetch;
 mod memory;
 mod on_disk;
@@ -19,11 +20,12 @@ use tokio::sync::Semaphore;
 use super::CHUNK;
 use super::blob_file::{BlobFile, Missing};
 use super::counters::{Counters, add};
-use super::cut::{COST, chunk_numbers, cut_out, overlap, run_cost};
+use super::cut::{COST, chunk_numbers, cut_out, overlap};
 use super::disk::DiskCache;
 use crate::blob::BlobSource;
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
+pub use answers::LONGEST_ANSWER;
 use memory::Chunks;
 pub use memory::MemoryReservation;
 use on_disk::OnDisk;
@@ -173,19 +175,27 @@ impl ChunkCache {
         room.min(self.shared.source.soon())
     }
 
-    /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it.
-    pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>) {
+    /// Long answers that there may be at once.
+    pub fn streams(&self) -> usize {
+        self.shared.source.streams()
+    }
+
+    /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it. Up to `until`
+    /// all will be wanted, and may come in one answer, which waits for memory.
+    pub fn prefetch(&self, blob: &Descriptor, range: Range<u64>, until: Option<u64>) {
         // Behind the end of the blob there is nothing.
         if range.start >= range.end || self.shared.must_be_checked_at_once(blob) {
             return;
         }
-        if let Some(on_disk) = self.shared.on_disk_at_once(blob, &range) {
-            return self.shared.fetch_ahead(blob, &range, &on_disk);
+        let until = until.map(|until| range.start.saturating_add(LONGEST_ANSWER).min(until).max(range.end));
+        let looked_at = range.start..until.unwrap_or(range.end);
+        if let Some(on_disk) = self.shared.on_disk_at_once(blob, &looked_at) {
+            return self.shared.fetch_ahead(blob, &range, until, &on_disk);
         }
         let (shared, blob) = (Arc::clone(&self.shared), blob.clone());
         tokio::spawn(async move {
-            let on_disk = shared.on_disk(&blob, &range).await;
-            shared.fetch_ahead(&blob, &range, &on_disk);
+            let on_disk = shared.on_disk(&blob, &looked_at).await;
+            shared.fetch_ahead(&blob, &range, until, &on_disk);
         });
     }
 
@@ -285,17 +295,6 @@ impl SharedState {
         numbers.start..numbers.end.min(numbers.start.saturating_add(most))
     }
 
-    fn fetch_ahead(self: &Arc<Self>, blob: &Descriptor, range: &Range<u64>, on_disk: &Option<OnDisk>) {
-        let mut chunks = self.chunks();
-        let missing = self.missing(&chunks, blob, chunk_numbers(range), on_disk);
-        if missing.iter().map(run_cost).sum::<u64>() >= self.in_flight.available_permits() as u64 {
-            return;
-        }
-        for run in missing {
-            self.ask_for(&mut chunks, blob, run, true);
-        }
-    }
-
     /// Runs of chunks that are neither kept, nor coming, nor on disk.
     fn missing(
         &self,
@@ -393,7 +392,7 @@ mod tests {
         let annotations = Default::default();
         let size = 3 * CHUNK + 1;
         let blob = Descriptor { digest: Digest::sha256_of(b""), size, media_type: String::new(), annotations };
-        cache.prefetch(&blob, 9 * CHUNK..size);
+        cache.prefetch(&blob, 9 * CHUNK..size, None);
         cache.settle().await;
         assert_eq!(cache.counters().ahead().fetched, 0);
     }

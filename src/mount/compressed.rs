@@ -175,7 +175,7 @@ async fn by_seek_table(layer: &Descriptor, sources: &Sources) -> Result<Option<C
     let frames = parse_table(&table, layer.size);
     let content = frames.and_then(|frames| Content::of_frames(sources.chunks.clone(), layer.clone(), limits, &frames));
     match content {
-        Some(_) => sources.chunks.prefetch(layer, 0..1),
+        Some(_) => sources.chunks.prefetch(layer, 0..1, None),
         None => tracing::info!("layer {}: its seek table is of no use", layer.digest),
     }
     Ok(content)

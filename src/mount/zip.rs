@@ -23,7 +23,7 @@ pub fn is_called_zip(layer: &Descriptor) -> bool {
 
 pub async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Unpacked> {
     // In chunks, which are kept: the next mount needs its beginning and its directory again.
-    sources.chunks.prefetch(layer, 0..layer.size.min(1));
+    sources.chunks.prefetch(layer, 0..layer.size.min(1), None);
     let mut scanner = ZipScanner::new(layer.size, sources.indexing.limits);
     let (mut at, mut bytes) = (0, Bytes::new());
     let found = loop {

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::*;
@@ -19,9 +20,12 @@ const LINE: f64 = 125e6;
 /// A registry at the end of a line, which counts what it gives.
 struct Far {
     line: Mutex<Instant>,
+    /// Bytes a second of it.
+    rate: f64,
     /// Bytes a second of one connection.
     connection: f64,
     connections: Semaphore,
+    streams: usize,
     fetched: AtomicU64,
     requests: AtomicU64,
 }
@@ -30,20 +34,48 @@ impl BlobSource for Far {
     fn read<'a>(&'a self, _blob: &'a Descriptor, range: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
         async move {
             let _connection = self.connections.acquire().await;
-            let length = range.end - range.start;
-            self.fetched.fetch_add(length, Ordering::Relaxed);
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let takes = |rate: f64| Duration::from_secs_f64(length as f64 / rate);
-            let first = Instant::now() + ROUND_TRIP;
-            let on_line = {
-                let mut line = self.line.lock().unwrap();
-                *line = first.max(*line) + takes(LINE);
-                *line
-            };
-            tokio::time::sleep_until(on_line.max(first + takes(self.connection))).await;
-            Ok(Bytes::from(vec![0; length as usize]))
+            Ok(self.bring(range.end - range.start, Instant::now() + ROUND_TRIP).await.0)
         }
         .boxed()
+    }
+
+    fn stream<'a>(&'a self, _blob: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+        let piece = move |(at, under_way): (u64, Option<(SemaphorePermit<'a>, Instant)>)| async move {
+            let (connection, last) = match under_way {
+                Some(under_way) => under_way,
+                None => {
+                    let connection = self.connections.acquire().await.unwrap();
+                    self.requests.fetch_add(1, Ordering::Relaxed);
+                    (connection, Instant::now() + ROUND_TRIP)
+                }
+            };
+            let end = range.end.min(at + 256 * KIB);
+            // Timers are precise to a millisecond: what came late does not delay the rest.
+            let (bytes, last) = self.bring(end - at, last).await;
+            (at < end).then_some((Ok(bytes), (end, Some((connection, last)))))
+        };
+        stream::unfold((range.start, None), piece).boxed()
+    }
+
+    fn streams(&self) -> usize {
+        self.streams
+    }
+}
+
+impl Far {
+    /// Bytes on one connection, the first of them at `first`, and when the last of them came.
+    async fn bring(&self, length: u64, first: Instant) -> (Bytes, Instant) {
+        self.fetched.fetch_add(length, Ordering::Relaxed);
+        let takes = |rate: f64| Duration::from_secs_f64(length as f64 / rate);
+        let on_line = {
+            let mut line = self.line.lock().unwrap();
+            *line = first.max(*line) + takes(self.rate);
+            *line
+        };
+        let last = on_line.max(first + takes(self.connection));
+        tokio::time::sleep_until(last).await;
+        (Bytes::from(vec![0; length as usize]), last)
     }
 }
 
@@ -78,6 +110,19 @@ impl Small {
     }
 
     fn with(memory: u64, connection: f64) -> Self {
+        Self::on(LINE, memory, connection, 4)
+    }
+
+    /// With one file that begins the blob, on a line that is fast.
+    fn of_one(length: u64, connection: f64, streams: usize) -> Self {
+        let mut small = Self::on(1e9, 256 * MIB, connection, streams);
+        small.files.truncate(1);
+        small.files[0] = 1536..1536 + length;
+        small.blob.size = 1536 + length + 10_240;
+        small
+    }
+
+    fn on(rate: f64, memory: u64, connection: f64, streams: usize) -> Self {
         let mut at = 0;
         let mut files = Vec::new();
         for size in [43 * DATE + 128, 6_389_888, 6_881_408, 4_919_426, 49_280, 131_200, 131_200, 131_200_u64] {
@@ -93,8 +138,10 @@ impl Small {
         };
         let far = Arc::new(Far {
             line: Mutex::new(Instant::now()),
+            rate,
             connection,
             connections: Semaphore::new(12),
+            streams,
             fetched: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         });
@@ -231,6 +278,42 @@ async fn a_long_reader_makes_few_requests_and_fills_a_line_of_slow_connections()
     assert!(seconds < 1.2 * length as f64 / LINE, "{seconds}");
     let requests = small.far.requests.load(Ordering::Relaxed);
     assert!(requests < 300, "{requests}");
+}
+
+/// Seconds and requests for a file of a GiB, without long answers and with them.
+async fn very_much(connection: f64) -> [(f64, u64); 2] {
+    let mut took = [(0.0, 0); 2];
+    for (streams, took) in [0, 4].into_iter().zip(&mut took) {
+        let small = Small::of_one(1 << 30, connection, streams);
+        small.read(0, 0..1 << 30).await;
+        *took = (small.start.elapsed().as_secs_f64(), small.far.requests.load(Ordering::Relaxed));
+        assert!(small.far.fetched.load(Ordering::Relaxed) <= small.blob.size, "nothing twice");
+    }
+    println!("{took:.3?}");
+    took
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_very_much_over_a_fast_line_is_given_it_in_few_answers() {
+    let [many, few] = very_much(1e9).await;
+    assert!(few.0 < many.0 && few.1 < many.1 / 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_very_much_over_slow_connections_is_given_it_in_many() {
+    let [many, tried] = very_much(5e7).await;
+    assert!(tried.0 < many.0 * 1.2 && tried.1 > many.1 / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_very_much_and_stops_is_fetched_a_fifth_in_vain_and_keeps_no_connection() {
+    for read in [140 * MIB, 200 * MIB, 256 * MIB] {
+        let small = Small::of_one(1 << 30, 1e9, 4);
+        let cost = small.cost(&[(0, 0..read)]).await;
+        println!("{} / {} / {}", cost.read >> 10, cost.touched >> 10, cost.fetched >> 10);
+        assert!(cost.in_vain() <= 9 * MIB, "{} for {}", cost.fetched, cost.read);
+        assert_eq!(small.far.connections.available_permits(), 12);
+    }
 }
 
 #[tokio::test(start_paused = true)]

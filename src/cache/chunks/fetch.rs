@@ -6,9 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::oneshot::Receiver;
 
+use super::answers::Given;
 use super::memory::Chunks;
-use super::{CHUNK, Coming, SharedState};
+use super::on_disk::OnDisk;
+use super::{CHUNK, Coming, SharedState, chunk_numbers};
 use crate::cache::blob_file::BlobFile;
 use crate::cache::counters::add;
 use crate::cache::cut::run_cost;
@@ -16,6 +19,29 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
 
 impl SharedState {
+    /// Asks for what is missing, unless there is no memory to spare. `until`: end of what may come in one answer.
+    pub(super) fn fetch_ahead(
+        self: &Arc<Self>,
+        blob: &Descriptor,
+        range: &Range<u64>,
+        until: Option<u64>,
+        on_disk: &Option<OnDisk>,
+    ) {
+        let mut chunks = self.chunks();
+        let missing = self.missing(&chunks, blob, chunk_numbers(range), on_disk);
+        let cost: u64 = missing.iter().map(run_cost).sum();
+        if until.is_none() && cost >= self.in_flight.available_permits() as u64 {
+            return;
+        }
+        for run in missing {
+            match until {
+                Some(until) => self.open_answer(&mut chunks, blob, &run, until.div_ceil(CHUNK), on_disk),
+                None => self.close_answer(&mut chunks, &blob.digest, &run),
+            }
+            self.ask_for(&mut chunks, blob, run, true);
+        }
+    }
+
     /// Starts one request. `ahead`: nobody waits for it yet.
     pub(super) fn ask_for(
         self: &Arc<Self>,
@@ -24,7 +50,8 @@ impl SharedState {
         run: Range<u64>,
         ahead: bool,
     ) -> Coming {
-        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone(), ahead));
+        let wished = chunks.wish(&(self.space, blob.digest.clone()), &run);
+        let fetch = tokio::spawn(Arc::clone(self).fetch(blob.clone(), run.clone(), ahead, wished));
         let object = blob.digest.clone();
         let coming = Coming {
             first: run.start,
@@ -39,17 +66,33 @@ impl SharedState {
         coming
     }
 
-    /// One request. Its chunks are kept, and no longer coming, when it ends, however it ends.
-    async fn fetch(self: Arc<Self>, blob: Descriptor, run: Range<u64>, ahead: bool) -> Result<Arc<[Bytes]>> {
+    /// One request, or what is `wished` of an answer under way. Its chunks are kept, and no longer coming, when it ends,
+    /// however it ends.
+    async fn fetch(
+        self: Arc<Self>,
+        blob: Descriptor,
+        run: Range<u64>,
+        ahead: bool,
+        wished: Option<Receiver<Given>>,
+    ) -> Result<Arc<[Bytes]>> {
         let cleared = ClearComing { state: &self, blob: &blob.digest, run: run.clone() };
-        let memory = self.acquire(run_cost(&run)).await;
-        let bytes = self.source.read(&blob, run.start * CHUNK..(run.end * CHUNK).min(blob.size)).await?;
-        // Copies, so that one kept chunk does not hold the memory of its whole run.
-        let run_chunks: Arc<[Bytes]> = bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
+        let given = match wished {
+            Some(wished) => wished.await.ok(),
+            None => None,
+        };
+        let (run_chunks, memory) = match given {
+            Some(given) => given,
+            None => {
+                let memory = self.acquire(run_cost(&run)).await;
+                let bytes = self.source.read(&blob, run.start * CHUNK..(run.end * CHUNK).min(blob.size)).await;
+                // Copies, so that one kept chunk does not hold the memory of its whole run.
+                (bytes.map(|bytes| bytes.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect()), memory)
+            }
+        };
+        let run_chunks: Arc<[Bytes]> = run_chunks?;
         if ahead {
-            add(&self.counters.ahead_fetched, bytes.len() as u64);
+            add(&self.counters.ahead_fetched, run_chunks.iter().map(|chunk| chunk.len() as u64).sum());
         }
-        drop(bytes);
         // Before it is no longer coming: who waits until all is written must not miss it.
         let unwritten = Arc::clone(&self.unwritten).acquire_owned().await.ok();
         self.keep(&blob, &run, &run_chunks);

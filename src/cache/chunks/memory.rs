@@ -7,6 +7,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::Semaphore;
 
+use super::answers::Answer;
 use super::{Coming, Key};
 use crate::cache::counters::{Counters, add};
 use crate::oci::Digest;
@@ -16,6 +17,7 @@ pub struct Chunks {
     bytes: u64,
     pub limit: u64,
     pub coming: HashMap<Key, Coming>,
+    pub answers: Vec<Answer>,
     /// Bytes that content under way may still take; there is none before there is compressed content.
     pub content_in_flight: Option<Arc<Semaphore>>,
     counters: Arc<Counters>,
@@ -30,7 +32,15 @@ struct Kept {
 impl Chunks {
     /// `limit`: bytes of kept chunks.
     pub fn new(limit: u64, counters: Arc<Counters>) -> Self {
-        Self { kept: LruCache::unbounded(), bytes: 0, limit, coming: HashMap::new(), content_in_flight: None, counters }
+        Self {
+            kept: LruCache::unbounded(),
+            bytes: 0,
+            limit,
+            coming: HashMap::new(),
+            answers: Vec::new(),
+            content_in_flight: None,
+            counters,
+        }
     }
 
     pub fn contains(&self, key: &Key) -> bool {
