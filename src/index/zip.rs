@@ -102,7 +102,7 @@ pub struct ZipScanner {
     members: Vec<ZipMember>,
     end: u64,
     /// A link that waits for its target.
-    pending: Option<Box<Member>>,
+    pending: Option<Box<(Member, ZipMember)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -175,12 +175,32 @@ impl ZipScanner {
         }
     }
 
-    /// The target of the link that [`ZipStep::Link`] asked for.
-    pub fn link(&mut self, target: &[u8]) -> Result<(), ZipError> {
-        if let Some(member) = self.pending.take() {
-            self.builder.push(Member { link: record::c_string(target).to_vec(), ..*member })?;
-        }
-        Ok(())
+    /// The target of the link that [`ZipStep::Link`] asked for. `None`: it is damaged, and shown as a file that cannot
+    /// be read.
+    pub fn link(&mut self, target: Option<&[u8]>) -> Result<(), ZipError> {
+        let Some((made, member)) = self.pending.take().map(|pending| *pending) else { return Ok(()) };
+        let made = match target {
+            Some(target) => Member { link: record::c_string(target).to_vec(), ..made },
+            None => {
+                let method = Method::Unreadable("the symbolic link is damaged");
+                let (kind, size) = (MemberKind::Entry(Kind::File), member.size);
+                Member { kind, size, data: self.put(ZipMember { method, ..member })?, ..made }
+            }
+        };
+        Ok(self.builder.push(made)?)
+    }
+
+    /// Gives a file the next place.
+    fn put(&mut self, member: ZipMember) -> Result<Range<u64>, ZipError> {
+        let place = member.place..member.place.saturating_add(member.size);
+        // Also an empty one has a place of its own: nobody else is found there.
+        let past = place.start.checked_add(member.size.max(1)).and_then(|end| end.checked_next_multiple_of(ALIGN));
+        self.end = past
+            .filter(|end| i64::try_from(*end).is_ok())
+            .ok_or(ZipError::Damaged("its members are longer than any file"))?;
+        self.members.push(member);
+        self.within_memory()?;
+        Ok(place)
     }
 
     fn tail(&mut self, start: u64, tail: &[u8]) -> Result<(), ZipError> {
@@ -260,17 +280,8 @@ impl ZipScanner {
             kind => kind,
         };
         let place = self.end;
-        let size = if kind == Kind::File { record.size } else { 0 };
         let member = ZipMember { place, size: record.size, packed: record.packed, header, crc: record.crc, method };
-        if kind == Kind::File {
-            // Also an empty one has a place of its own: nobody else is found there.
-            let past = place.checked_add(size.max(1)).and_then(|end| end.checked_next_multiple_of(ALIGN));
-            self.end = past
-                .filter(|end| i64::try_from(*end).is_ok())
-                .ok_or(ZipError::Damaged("its members are longer than any file"))?;
-            self.members.push(member.clone());
-            self.within_memory()?;
-        }
+        let data = if kind == Kind::File { self.put(member.clone())? } else { place..place };
         let made = Member {
             header,
             next: 0,
@@ -280,8 +291,8 @@ impl ZipScanner {
             uid: record.uid,
             gid: record.gid,
             mtime: record.mtime(),
-            size,
-            data: place..place.saturating_add(size),
+            size: data.end.saturating_sub(data.start),
+            data,
             sparse: None,
             link: Vec::new(),
             rdev: 0,
@@ -289,7 +300,7 @@ impl ZipScanner {
         };
         self.check_name(&made.path)?;
         if kind == Kind::Symlink {
-            self.pending = Some(Box::new(made));
+            self.pending = Some(Box::new((made, member.clone())));
             return Ok(Read::Link(member));
         }
         self.builder.push(made)?;

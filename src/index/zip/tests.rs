@@ -15,7 +15,7 @@ fn scan(blob: &[u8]) -> Result<ZipIndex, ZipError> {
                 at = range.start;
                 bytes = &blob[range.start as usize..range.end as usize];
             }
-            ZipStep::Link(_) => scanner.link(b"target")?,
+            ZipStep::Link(member) => scanner.link((member.crc != 0).then_some(b"target"))?,
             ZipStep::End(index) => return Ok(*index),
         }
     }
@@ -131,7 +131,8 @@ fn a_name_with_a_nul_ends_there() {
     let names: Vec<_> = found.children(LayerIndex::ROOT).iter().map(|child| found.name_of(child)).collect();
     assert_eq!(names, [b"a", b"d"]);
     let mut scanner = ZipScanner::new(1000, Limits::default());
-    scanner.pending = Some(Box::new(Member {
+    let member = scan(&blob).unwrap().members.remove(0);
+    let made = Member {
         header: 0,
         next: 0,
         path: b"link".to_vec(),
@@ -146,8 +147,9 @@ fn a_name_with_a_nul_ends_there() {
         link: Vec::new(),
         rdev: 0,
         xattrs: Vec::new(),
-    }));
-    scanner.link(b"target\0more").unwrap();
+    };
+    scanner.pending = Some(Box::new((made, member)));
+    scanner.link(Some(b"target\0more")).unwrap();
     let index = scanner.finish().index;
     assert_eq!(index.link_target(index.lookup(LayerIndex::ROOT, b"link").unwrap()), b"target");
 }
@@ -188,6 +190,18 @@ fn what_cannot_be_read_is_listed_with_the_reason() {
         assert!(said.contains(reason), "{said}");
         assert_eq!(found.index.len(), 2);
     }
+}
+
+/// One link was the end of the whole layer.
+#[test]
+fn a_link_that_is_damaged_is_a_file_that_cannot_be_read() {
+    let mut blob = archive(&[Entry { name: b"link", external: 0o120_777 << 16, ..PLAIN }, PLAIN]);
+    let crc = blob.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap() + 16;
+    blob[crc..crc + 4].fill(0);
+    let ZipIndex { index, members, .. } = scan(&blob).unwrap();
+    let link = index.entry(index.lookup(LayerIndex::ROOT, b"link").unwrap()).unwrap();
+    assert_eq!((link.kind, link.size), (Kind::File, 4));
+    assert!(matches!(members[0].method, Method::Unreadable(_)) && members[1].method == Method::Stored);
 }
 
 /// It shared the place of the next one, which was not found there when its local header came first in the blob.
