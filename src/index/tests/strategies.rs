@@ -173,6 +173,7 @@ enum Thing {
     File(usize, usize),
     Pax(usize),
     Directory(usize),
+    LinkWithData(usize),
     ArchiveInside,
 }
 
@@ -186,6 +187,9 @@ fn archive(things: &[Thing]) -> Vec<u8> {
                 blob.extend(file("cut", &vec![n as u8; *size]));
             }
             Thing::Directory(name) => blob.extend(directory(&format!("dir{name}/"))),
+            Thing::LinkWithData(size) => {
+                blob.extend(Block::new(format!("l{n}"), b'1', *size).link("p/0").with(&vec![1; *size]));
+            }
             Thing::ArchiveInside => {
                 blob.extend(file(
                     format!("inside{n}.tar"),
@@ -202,7 +206,8 @@ fn things() -> impl Strategy<Value = Vec<Thing>> {
     let size = prop_oneof![2 => Just(5000_usize), 2 => Just(200_000), 1 => 0..300_000_usize, 1 => 0..3000_usize];
     let thing = prop_oneof![
         4 => (0..3_usize, size.clone()).prop_map(|(name, size)| Thing::File(name, size)),
-        2 => size.prop_map(Thing::Pax),
+        2 => size.clone().prop_map(Thing::Pax),
+        1 => size.prop_map(Thing::LinkWithData),
         1 => (0..3_usize).prop_map(Thing::Directory),
         1 => Just(Thing::ArchiveInside),
     ];
