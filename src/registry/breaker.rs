@@ -237,13 +237,13 @@ mod tests {
 
     use super::*;
     use crate::registry::RegistryOptions;
-    use crate::registry::mirrors::Place;
+    use crate::registry::mirrors::place_of_registry;
     use crate::registry::targets::Targets;
     use crate::registry::transport::Transport;
 
     fn hosts() -> Hosts {
-        let place = Place::registry("127.0.0.1:1");
-        let transport = Transport::new(&place, &RegistryOptions::default()).unwrap();
+        let options = RegistryOptions::default();
+        let transport = Transport::new(&place_of_registry("127.0.0.1:1", &options).unwrap(), &options).unwrap();
         let http = transport.clients(&Targets::new("127.0.0.1", true, false), false).unwrap();
         Hosts::new(http, Arc::default(), Arc::default())
     }

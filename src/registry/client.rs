@@ -129,6 +129,10 @@ impl Registry {
         mirrors.chain([&self.origin]).collect()
     }
 
+    pub(super) fn mirrors(&self) -> &[Endpoint] {
+        &self.mirrors
+    }
+
     pub(super) fn origin(&self) -> &Endpoint {
         &self.origin
     }
