@@ -2,12 +2,15 @@
 //! compared.
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use eo_mount_testing::files::{forget_pages, pread};
 use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar_plan};
+use eo_mount_testing::namespace::{self, in_own_namespace};
 use eo_mount_testing::scripted_registry::CONFIG_TYPE;
 use eo_mount_testing::scripted_registry::profiles::{self, Parts, Profile};
 use eo_mount_testing::wait::wait_until;
@@ -191,6 +194,8 @@ fn a_registry_cannot_send_us_to_files_metadata_services_or_other_schemes() {
         "http://100.100.100.200/latest/",
         "http://metadata.google.internal/computeMetadata/v1/",
         "http://2852039166/",
+        "http://[64:ff9b::a9fe:a9fe]/latest/",
+        "http://me:geheim@127.0.0.1:1/",
     ] {
         let scene = Scene::new();
         let script = scene.registry.fault(Matcher::kind(Kind::Config), Fault::Redirect(to.to_owned()), ALWAYS);
@@ -205,6 +210,46 @@ fn a_registry_cannot_send_us_to_files_metadata_services_or_other_schemes() {
         one_line(&scene.call().output(), why);
         assert_eq!(script.met(), 1, "{to}");
     }
+}
+
+#[test]
+fn names_that_resolve_to_metadata_services_or_this_machine_lead_nowhere() {
+    in_own_namespace("names_that_resolve_to_metadata_services_or_this_machine_lead_nowhere", || {
+        let hosts = tempfile::NamedTempFile::new().unwrap();
+        let names = "127.0.0.1 localhost registry.example here.example\n169.254.169.254 there.example\n";
+        std::fs::write(hosts.path(), names).unwrap();
+        namespace::mount(&["--bind", hosts.path().to_str().unwrap()], Path::new("/etc/hosts"));
+        let other = ScriptedRegistry::start();
+        let port = other.address().replace("127.0.0.1", "");
+        for (to, why) in [("here.example", "this machine"), ("there.example", "a link-local address")] {
+            let scene = Scene::new();
+            let by_name = scene.registry.reference("pastis:t").replace("127.0.0.1", "registry.example");
+            let address = format!("http://{to}{port}/token");
+            let redirect = Fault::Redirect(address.clone());
+            let challenge = vec![("WWW-Authenticate".to_owned(), format!("Bearer realm=\"{address}\""))];
+            let challenge = Fault::Status(401, challenge, String::new());
+            for (matcher, fault) in [(Matcher::kind(Kind::Config), redirect), (Matcher::manifests(), challenge)] {
+                scene.registry.clear_faults();
+                let script = scene.registry.fault(matcher, fault, ALWAYS);
+                let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), by_name.clone()).without_log();
+                one_line(&call.arg("--plain-http").output(), &format!("{to} resolves to {why}: refused"));
+                assert_eq!(script.met(), 1);
+            }
+        }
+        assert_eq!(other.connections(), 0);
+    });
+}
+
+#[test]
+fn a_storage_that_cannot_be_reached_is_named_when_there_is_no_mount_because_of_it() {
+    let scene = Scene::new();
+    let redirect = Fault::Redirect("http://127.0.0.1:1/signed?geheim".to_owned());
+    scene.registry.fault(Matcher::kind(Kind::Config), redirect, ALWAYS);
+    let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), scene.registry.reference("pastis:t")).without_log();
+    let said = call.args(["--timeout", "2s"]).output();
+    one_line(&said, "http://127.0.0.1:1");
+    assert!(said.stderr.contains("Connection refused"), "{}", said.stderr);
+    assert!(!said.stderr.contains("geheim"), "{}", said.stderr);
 }
 
 #[test]
@@ -487,6 +532,51 @@ fn a_registry_that_takes_no_head_is_asked_by_get_what_it_has() {
     let again = push();
     assert!(again.contains("exists") && refused.met() > 1, "{again}");
     assert_eq!(registry.received(), received);
+}
+
+/// Answers each request with the beginning, and then with the rest again and again, as long as somebody takes it.
+fn without_end(beginning: &'static [u8], rest: &'static [u8], pace: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let mut sent = stream.write_all(beginning);
+                while sent.is_ok() {
+                    sent = stream.write_all(&rest.repeat(if pace.is_zero() { 1000 } else { 1 }));
+                    std::thread::sleep(pace);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn answers_without_an_end_are_errors_in_time_and_in_bounded_memory() {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\n";
+    let (at_once, slowly) = (Duration::ZERO, Duration::from_millis(100));
+    let cases: [(&[u8], &[u8], Duration, &str); 8] = [
+        (b"HTTP/1.1 200 ", b"OK", at_once, "head is too large"),
+        (OK, b"X-Header: value\r\n", at_once, "head is too large"),
+        (b"HTTP/1.1 200 OK\r\nX-Header: ", b"value", at_once, "head is too large"),
+        (OK, b"X-Header: value\r\n", slowly, "no answer within 3s"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", slowly, "no answer within 3s"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;", b"extension", at_once, "extensions"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", at_once, "trailers"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"{", at_once, "larger than the 4 MiB"),
+    ];
+    let home = Home::new();
+    for (beginning, rest, pace, why) in cases {
+        let reference = format!("{}/a/b:t", without_end(beginning, rest, pace));
+        // Kilobytes; more than a thousand times what may be kept.
+        let mut call = Command::new("sh");
+        call.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_eo-mount")]);
+        call.args(["ls", "--timeout", "3s", &reference]).env("HOME", home.path());
+        let said = run(&mut call, LONG);
+        one_line(&said, why);
+    }
 }
 
 #[test]

@@ -85,6 +85,16 @@ impl Hosts {
         Arc::clone(hosts.entry(origin).or_insert_with(new))
     }
 
+    /// One that does not answer, in words.
+    pub fn silent(&self) -> Option<String> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.values().find_map(|host| {
+            let state = host.state();
+            let silence = state.silence.as_ref()?;
+            Some(format!("{} does not answer: {}", shown(&host.probe), silence.cause))
+        })
+    }
+
     /// A read has waited for all of its time.
     pub fn exhausted(&self) {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -165,6 +165,17 @@ impl Registry {
         }
     }
 
+    /// Why something was not done in time, where it is known.
+    pub fn explain_delay(&self, error: Error) -> Error {
+        let mut endpoints = [&self.origin].into_iter().chain(&self.mirrors);
+        match endpoints.find_map(|endpoint| endpoint.web.hosts.silent()) {
+            Some(silent) if error.kind == ErrorKind::TimedOut => {
+                Error { cause: format!("{}; {silent}", error.cause), ..error }
+            }
+            _ => error,
+        }
+    }
+
     /// A read has waited for all of its time.
     pub(super) fn exhausted(&self) {
         self.mirrors.iter().chain([&self.origin]).for_each(|endpoint| endpoint.web.hosts.exhausted());

@@ -127,7 +127,7 @@ pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     let cause = words(error);
     let all: String = causes(error).map(|cause| format!("{cause} ")).collect();
     let (kind, text, hint) = if error.is_timeout() {
-        (ErrorKind::TimedOut, "the registry does not answer".to_owned(), "check the network".to_owned())
+        (ErrorKind::TimedOut, "the server does not answer".to_owned(), "check the network".to_owned())
     } else if all.contains("tunnel") || all.contains("proxy auth") {
         (ErrorKind::Unreachable, format!("the proxy refuses: {cause}"), proxy_hint("check"))
     } else if all.contains("dns error") {
