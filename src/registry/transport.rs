@@ -28,6 +28,11 @@ pub struct Access {
     pub insecure: bool,
 }
 
+/// Bytes of a stream of HTTP/2 that may come while nobody reads it.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// RFC 9113, section 6.9.1.
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+
 /// For one registry.
 pub struct Transport {
     tls: rustls::ClientConfig,
@@ -85,7 +90,12 @@ impl Transport {
         let idle = (self.timeout / 3).min(Duration::from_secs(20));
         let mut tls = self.tls.clone();
         tls.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        let mut http = reqwest::Client::builder();
+        // One more than there are requests: those whose answers nobody reads now do not stop the others.
+        let streams = u32::try_from(self.connections).unwrap_or(u32::MAX).saturating_add(1);
+        let window = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
+        let mut http = reqwest::Client::builder()
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(window);
         http = match http2 {
             false => http.http1_only(),
             // One connection has all requests: who gives one up does not notice that it is dead.
