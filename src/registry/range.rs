@@ -105,7 +105,7 @@ impl Registry {
         let leave = match endpoint.dead(&blob.digest) {
             // Not behind those who wait for a dead host; the registry may send us to another one by now.
             Some(dead) => leave.now_or_never().ok_or(Failure::Dead(dead))?,
-            None => leave.await,
+            None => self.room(leave).await,
         };
         let awaited = self.pace.awaited();
         let headers =
@@ -119,7 +119,7 @@ impl Registry {
                         .hint("go without --require-ranges, ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
                 ));
             }
-            self.streams.start(blob, wanted, answer, &self.traffic).await;
+            self.streams.start(blob, wanted, answer, leave, &self.traffic);
             return Ok(None);
         }
         let (body, left) = (answer.bytes_stream().boxed(), range.end.saturating_sub(range.start));
@@ -134,7 +134,7 @@ struct Answer<'a> {
     body: BoxStream<'static, reqwest::Result<Bytes>>,
     /// Bytes that are still to come.
     left: u64,
-    leave: Leave<'a>,
+    leave: Leave,
     _awaited: Awaited<'a>,
 }
 
