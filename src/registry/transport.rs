@@ -137,9 +137,9 @@ pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     let cause = words(error);
     let all: String = causes(error).map(|cause| format!("{cause} ")).collect();
     let (kind, text, hint) = if error.is_timeout() {
-        (ErrorKind::TimedOut, "the server does not answer".to_owned(), "check the network".to_owned())
+        (ErrorKind::TimedOut, "the server does not answer".to_owned(), check_hint("check the network"))
     } else if all.contains("tunnel") || all.contains("proxy auth") {
-        (ErrorKind::Unreachable, format!("the proxy refuses: {cause}"), proxy_hint("check"))
+        (ErrorKind::Unreachable, format!("the proxy refuses: {cause}"), proxy_hint())
     } else if all.contains("dns error") {
         (
             ErrorKind::Unreachable,
@@ -149,20 +149,20 @@ pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     } else if error.is_connect() {
         (ErrorKind::Unreachable, format!("cannot connect: {cause}"), check_hint("check the address and the network"))
     } else {
-        (ErrorKind::Unreachable, format!("the connection broke: {cause}"), "check the network".to_owned())
+        (ErrorKind::Unreachable, format!("the connection broke: {cause}"), check_hint("check the network"))
     };
     Failure::Passing { error: Error::new(kind, object, text).hint(hint), not_before: None }
 }
 
 /// With a proxy in between, its address is one more to check.
 fn check_hint(check: &str) -> String {
-    if proxy_variables().next().is_some() { proxy_hint(check) } else { check.to_owned() }
+    if proxy_variables().next().is_some() { format!("{check}; {}", proxy_hint()) } else { check.to_owned() }
 }
 
 /// Names the variables, never what they hold: there may be a password in it.
-fn proxy_hint(check: &str) -> String {
+pub(super) fn proxy_hint() -> String {
     let set: Vec<_> = proxy_variables().collect();
-    format!("{check}, and the proxy that is set in {}", set.join(", "))
+    format!("check the proxy that is set in {}", set.join(", "))
 }
 
 /// What the user named; they may be on this machine.
@@ -199,9 +199,16 @@ pub(super) fn words(error: &reqwest::Error) -> String {
     }
     match cause {
         _ if error.is_timeout() => "no answer in time".to_owned(),
+        // Of rustls it is an essay.
+        Some(cause) if is_end(cause) => "the server closed it".to_owned(),
         Some(cause) => cause.to_string(),
         None => "the request failed".to_owned(),
     }
+}
+
+fn is_end(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let cause = cause.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
 /// For messages about files.
