@@ -26,7 +26,10 @@ const SOON: u32 = 8;
 /// Bytes taken at once from a download that serves others, too.
 const PIECE: u64 = 1 << 20;
 /// Bytes that must come in the time of a read, where much is asked for at once.
-const WORTH_A_READ: u64 = 64 << 10;
+const WORTH_A_READ: u64 = 16 << 10;
+/// What comes slowly, because many share a slow link, may take so many times the timeout: who waits for it has failed by
+/// then, and finds it when trying again. All would begin again, and again be too late, otherwise.
+const LONGEST_FETCH: u32 = 4;
 /// Room that is made for an answer before it comes.
 const ROOM: u64 = 16 << 20;
 
@@ -68,7 +71,11 @@ impl Registry {
         }
         let mut reading = Reading::new(self, blob, range);
         let mut received = BytesMut::with_capacity(length.min(ROOM) as usize);
+        let last_renewal = Instant::now() + self.timeout * (LONGEST_FETCH - 1);
         while !reading.rest.is_empty() {
+            if Instant::now() < last_renewal {
+                reading.renew();
+            }
             received.extend_from_slice(&reading.next(length).await?);
         }
         Ok(received.freeze())
