@@ -1,6 +1,5 @@
 //! `eo-mount copy FROM TO`: between registries and image layouts.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
@@ -74,10 +73,7 @@ impl Command {
         let stop = Arc::default();
         let copied = until_signal(&stop, self.copied(&to, &options, &stop)).await?;
         let summary = Summary::of(&to, copied.map_err(failed)?);
-        match summary.print(self.json) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(summary.print(self.json))
     }
 
     async fn copied(&self, to: &Reference, options: &Options, stop: &Arc<AtomicBool>) -> Result<Pushed> {

@@ -92,10 +92,8 @@ impl Command {
             "/dev/fuse" | "mounting" => MOUNT,
             _ => ARTIFACT,
         });
-        match self.print(Report { reference: &self.reference, ok: code.is_none(), checks }) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => code.map_or(Ok(()), |code| Err(Failure::silent(code))),
-        }
+        Failure::of_output(self.print(Report { reference: &self.reference, ok: code.is_none(), checks }))?;
+        code.map_or(Ok(()), |code| Err(Failure::silent(code)))
     }
 
     fn print(&self, report: Report<'_>) -> io::Result<()> {
