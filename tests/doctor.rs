@@ -99,6 +99,11 @@ fn a_registry_without_ranges_is_found_out_and_costs_no_layer() {
     assert_eq!(said.code, 1);
     marks(&said.text(), &["manifest", "/dev/fuse"], &[("range", "the whole blob"), NO_REFERRERS]);
     assert_eq!(registry.blob_requests(), 1);
+    registry.clear_faults();
+    registry.fault(Matcher::blobs(), Fault::WrongContentRange, ALWAYS);
+    let said = doctor(&[&reference]);
+    assert_eq!(said.code, 1);
+    marks(&said.text(), &["manifest"], &[("range", "the registry answers with `bytes"), NO_REFERRERS]);
 }
 
 #[test]

@@ -275,7 +275,7 @@ impl<'a> Reading<'a> {
 }
 
 /// RFC 9110, sections 14 and 15.3.7, as strict as integrity needs it: this range of this blob and nothing else.
-fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Result<(), Failure> {
+pub(super) fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Result<(), Failure> {
     let object = blob.digest.as_str();
     let wrong = |cause: String| {
         Failure::Odd(

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{body_up_to, header, status_failure};
 use super::client::Registry;
 use super::endpoint::Endpoint;
+use super::range::check_answer;
 use super::retry::Failure;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -204,7 +205,7 @@ impl Survey<'_> {
             let (answer, url) = self.get(&format!("blobs/{object}"), headers, object).await?;
             from = self.origin(&url);
             match answer.status() {
-                StatusCode::PARTIAL_CONTENT => {}
+                StatusCode::PARTIAL_CONTENT => check_answer(&answer, layer, &(middle..middle.saturating_add(1)))?,
                 StatusCode::OK => {
                     let cause = "the registry, or a proxy before it, answers a range with the whole blob";
                     return Err(Error::new(ErrorKind::Unsupported, object, cause)

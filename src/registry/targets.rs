@@ -48,7 +48,9 @@ impl Targets {
 
     /// What a redirect or a challenge names. `from`: who named it.
     pub fn check(&self, url: &Url, from: &Url) -> Result<()> {
-        let refused = |cause: String| Err(Error::new(ErrorKind::Protocol, shown(url), cause));
+        let refused = |cause: String| {
+            Err(Error::new(ErrorKind::Protocol, shown(url), cause).hint("tell the registry's operator"))
+        };
         if !matches!(url.scheme(), "http" | "https") {
             return refused(format!("the registry sends us to a {} address: refused", url.scheme()));
         }
