@@ -150,7 +150,8 @@ impl Artifact {
                 }
             });
         }
-        by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await?;
+        let read = by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await;
+        read.map_err(|error| registry.as_ref().map_or(error.clone(), |registry| registry.explain_delay(error)))?;
         found_is_kept(&reference, &found, manifests).await;
         Ok(Self {
             parts,

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, Instant};
 
 use crate::oci::Digest;
@@ -26,7 +26,7 @@ const ROUNDS: u32 = 16;
 const IDLE: Duration = Duration::from_secs(10);
 
 pub(super) struct Connections {
-    all: Semaphore,
+    all: Arc<Semaphore>,
     /// Most of them for one blob: where its storage stalls, others go on.
     of_a_blob: usize,
     /// Of the blobs that are being read.
@@ -42,11 +42,11 @@ struct OfBlob {
 }
 
 /// Leave to send a request, which ends when it is dropped.
-pub(super) struct Leave<'a> {
+pub(super) struct Leave {
     _blob: Arc<OfBlob>,
     long: Option<Long>,
     _own: Option<OwnedSemaphorePermit>,
-    _all: Option<SemaphorePermit<'a>>,
+    _all: Option<OwnedSemaphorePermit>,
 }
 
 struct Long {
@@ -62,11 +62,20 @@ impl Connections {
     pub fn new(all: usize) -> Self {
         let of_a_blob = (all - 1).max(1);
         let width = Arc::new(Mutex::new(Width::new(of_a_blob)));
-        Self { all: Semaphore::new(all), of_a_blob, blobs: Mutex::default(), width }
+        Self { all: Arc::new(Semaphore::new(all)), of_a_blob, blobs: Mutex::default(), width }
+    }
+
+    pub fn are_all_used(&self) -> bool {
+        self.all.available_permits() == 0
+    }
+
+    /// Waits for leave to send a request that is for no blob.
+    pub async fn acquire_one(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.all).acquire_owned().await.ok()
     }
 
     /// Waits for leave to send a request for so many bytes.
-    pub async fn acquire(&self, blob: &Digest, length: u64) -> Leave<'_> {
+    pub async fn acquire(&self, blob: &Digest, length: u64) -> Leave {
         let blob = self.of(blob);
         // The semaphores are never closed.
         let mut long = if length <= SMALL {
@@ -77,7 +86,7 @@ impl Connections {
             Some(Long { blob: Arc::clone(&blob), permit, width, begun: false })
         };
         let own = Arc::clone(&blob.all).acquire_owned().await.ok();
-        let all = self.all.acquire().await.ok();
+        let all = self.acquire_one().await;
         if let Some(long) = &mut long {
             lock(&self.width).begins(Instant::now());
             long.begun = true;
@@ -102,7 +111,12 @@ impl Connections {
     }
 }
 
-impl Leave<'_> {
+impl Leave {
+    /// For a download that goes only as far as somebody reads: it says nothing of the line.
+    pub fn for_a_download(self) -> Self {
+        Self { long: None, ..self }
+    }
+
     /// So many bytes have come.
     pub fn received(&self, bytes: usize) {
         if let Some(long) = &self.long {
