@@ -509,6 +509,20 @@ fn a_folder_that_oras_packed_is_unpacked_as_oras_does() {
 #[test]
 fn an_image_layout_has_all_and_skopeo_and_oras_read_it() {
     let (registry, files) = (RealRegistry::start(), tempfile::tempdir().unwrap());
+#[test]
+fn an_extraction_that_was_killed_behind_the_last_byte_makes_its_tree_and_leaves_no_archive() {
+    let dataset = Dataset::two_layers();
+    let archive = |layer: usize| dataset.out.path().join(format!(".eo-mount-{}.layer", &dataset.digest(layer)[7..]));
+    fs::write(archive(0), noise(1, 5 * MIB + 77)).unwrap();
+    fs::write(archive(1), noise(2, 3 * MIB)).unwrap();
+    // Of the second even the tree was made.
+    let done = format!("{} \"sub/10001\"\n", dataset.digest(1));
+    fs::write(dataset.out.path().join(".eo-mount-extracted"), done).unwrap();
+    dataset.pulled(&["--extract"]);
+    assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json"]);
+    assert!(dataset.registry.blob_bytes() < 1000, "{} bytes fetched", dataset.registry.blob_bytes());
+}
+
     let arguments = Sample::files_in(files.path()).push_arguments("");
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     registry.push_with_oras(files.path(), "pastis-2433:sample", &arguments);

@@ -235,14 +235,15 @@ impl Pulling<'_> {
         let Self { mount, options, output, lanes, progress, .. } = self;
         if item.tree.is_some() && self.done().has(item) {
             progress(item.blob.size);
-            return Ok(());
-        }
         let place = block_in_place(|| item.place(options, output))?;
+        let failed = |error: io::Error| folder::failed(&place.path(), &error);
+            // Whoever made the tree may have been killed just then.
+            return block_in_place(|| place.folder.remove(&place.name)).map_err(failed);
+        }
         let source = mount.blobs();
         let origin = Origin { source: &*source, mount: Some(mount) };
         fetch(origin, &item.blob, &place, lanes, progress).await?;
         let Some(tree) = item.tree else { return Ok(()) };
-        let failed = |error: io::Error| folder::failed(&place.path(), &error);
         mount.local().add(&item.blob.digest, place.folder.file(&place.name).map_err(failed)?);
         let extracted = self.extraction(&|_| ()).extract(tree, &item.path).await;
         mount.local().remove(&item.blob.digest);
