@@ -345,6 +345,27 @@ fn two_layers_of_one_title_are_refused_unless_they_are_the_same() {
         assert_eq!(dataset.names().len(), 0);
     }
 }
+#[test]
+fn titles_that_cannot_name_a_file_are_pulled_under_the_name_that_a_mount_gives() {
+    let long = "n".repeat(300);
+    for title in ["", ".", "/", "a\0b", "a\n\x1b[31mb", &long] {
+        let dataset = Dataset::of(Artifact::new().layer(Some(title), "text/plain", "a"));
+        let said = dataset.pull(&[]).expect_success("pull");
+        assert!(said.stderr.contains("cannot be a file n"), "{}", said.stderr);
+        let short = &dataset.digest(0)["sha256:".len()..][..12];
+        assert_eq!(dataset.names(), [format!("layer-0000-{short}")], "{title:?}");
+    }
+}
+
+#[test]
+fn what_is_no_archive_leaves_no_folder_and_is_told_with_a_way_out() {
+    let dataset = Dataset::of(Artifact::new().tar("10000.tar", vec![7; 5000]));
+    let said = dataset.pull(&["--extract"]);
+    assert!(said.code == 1 && said.stderr.contains("oras blob fetch"), "{}", said.stderr);
+    assert!(said.text().contains("5.0 kB to fetch"), "{}", said.text());
+    assert!(!dataset.out.path().join("10000").exists());
+}
+
 
 #[test]
 fn files_that_are_there_are_replaced_unless_they_are_to_be_kept() {

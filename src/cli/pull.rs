@@ -240,7 +240,7 @@ impl Command {
         let Summary { layers, bytes, in_folder, in_cache, missing, .. } = summary;
         let shown = |bytes: u64| ByteSize::b(bytes).display().si();
         let what = if self.to_oci_layout { "blobs" } else { "layers" };
-        let verb = if self.dry_run { "to fetch" } else { "fetched" };
+        let verb = if self.dry_run || !summary.failed.is_empty() { "to fetch" } else { "fetched" };
         writeln!(
             out,
             "{} {what}, {}: {} in {} before, {} in the cache, {} {verb}",
