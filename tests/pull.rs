@@ -482,6 +482,18 @@ fn nothing_of_a_wrong_layer_is_extracted() {
     dataset.pull(&["--extract", "--no-disk-cache"]).expect_success("pull");
     assert!(dataset.registry.blob_bytes() < 7 * MIB, "what was extracted is not fetched again");
     assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json", "sub", "sub/10001", "sub/10001/noise"]);
+#[test]
+fn a_layer_that_a_mirror_gives_wrongly_comes_from_the_registry() {
+    let dataset = Dataset::two_layers();
+    let mirror = ScriptedRegistry::start();
+    dataset.artifact.push(&mirror, "pastis", "sample");
+    mirror.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
+    let said = dataset.pull(&["--mirror", &format!("http://{}", mirror.address())]).expect_success("pull");
+    assert_eq!(said.stderr, "");
+    dataset.assert_whole();
+    assert!(mirror.blob_bytes() >= 8 * MIB && dataset.registry.blob_bytes() < 6 * MIB, "one from each");
+}
+
 }
 
 #[test]

@@ -103,10 +103,8 @@ impl Origin<'_> {
         }
     }
 
-    fn drop_wrong(&self, blob: &Descriptor) {
-        if let Some(mount) = self.mount {
-            block_in_place(|| mount.drop_wrong(blob));
-        }
+    fn drop_wrong(&self, blob: &Descriptor) -> bool {
+        self.mount.is_some_and(|mount| block_in_place(|| mount.drop_wrong(blob)))
     }
 }
 
@@ -240,9 +238,8 @@ pub async fn fetch(
     progress(part.at);
     let fresh = part.at == 0 && origin.kept_bytes(blob).await == 0;
     let (mut part, mut checked) = fetch_rest(origin, blob, place, part, lanes, progress).await?;
-    if checked.is_err() && !fresh {
-        // What was kept of it may be to blame.
-        origin.drop_wrong(blob);
+    // What was kept of it may be to blame, or a mirror.
+    if checked.is_err() && (origin.drop_wrong(blob) || !fresh) {
         part.start_again(place, blob).map_err(|error| place.failed(&error))?;
         (part, checked) = fetch_rest(origin, blob, place, part, lanes, &|_| ()).await?;
     }
