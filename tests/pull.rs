@@ -10,6 +10,7 @@ use eo_mount_testing::fixtures::{PythonTar, RawTar, Sample, TarFormat, everythin
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, run, sha256,
+    xattr,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -184,6 +185,18 @@ fn what_a_mount_has_read_is_not_fetched_again() {
 }
 
 #[test]
+fn a_mount_checks_what_a_pull_has_left_in_the_cache() {
+    let dataset = Dataset::two_layers();
+    dataset.pulled(&[]);
+    let mounted = EoMount::new(PROGRAM, &dataset.reference).home(&dataset.home).mount();
+    let file = mounted.join("10000/noise");
+    fs::read(&file).unwrap();
+    let verified = || xattr::get(&file, "user.eo.verified").unwrap().unwrap();
+    assert!(wait_until(Duration::from_secs(60), || verified() == "blob"), "{}", verified());
+    mounted.unmount();
+}
+
+#[test]
 fn a_layer_with_other_bytes_is_named_with_both_digests_and_gets_no_name() {
     let dataset = Dataset::two_layers();
     let wrong = noise(3, 5 * MIB + 77);
@@ -333,19 +346,6 @@ fn titles_that_are_names_of_unfinished_files_are_refused() {
 }
 
 #[test]
-fn two_layers_of_one_title_are_refused_unless_they_are_the_same() {
-    let twice = Artifact::new().layer(Some("a.txt"), "text/plain", "a").layer(Some("a.txt"), "text/plain", "a");
-    let dataset = Dataset::of(twice.clone());
-    dataset.pulled(&[]);
-    assert_eq!(dataset.names(), ["a.txt"]);
-    for other in ["./a.txt", "a.txt/b"] {
-        let dataset = Dataset::of(twice.clone().layer(Some(other), "text/plain", "b"));
-        let said = dataset.pull(&[]);
-        assert!(said.code == 2 && said.stderr.contains("a.txt: "), "{}", said.stderr);
-        assert_eq!(dataset.names().len(), 0);
-    }
-}
-#[test]
 fn titles_that_cannot_name_a_file_are_pulled_under_the_name_that_a_mount_gives() {
     let long = "n".repeat(300);
     for title in ["", ".", "/", "a\0b", "a\n\x1b[31mb", &long] {
@@ -366,6 +366,19 @@ fn what_is_no_archive_leaves_no_folder_and_is_told_with_a_way_out() {
     assert!(!dataset.out.path().join("10000").exists());
 }
 
+#[test]
+fn two_layers_of_one_title_are_refused_unless_they_are_the_same() {
+    let twice = Artifact::new().layer(Some("a.txt"), "text/plain", "a").layer(Some("a.txt"), "text/plain", "a");
+    let dataset = Dataset::of(twice.clone());
+    dataset.pulled(&[]);
+    assert_eq!(dataset.names(), ["a.txt"]);
+    for other in ["./a.txt", "a.txt/b"] {
+        let dataset = Dataset::of(twice.clone().layer(Some(other), "text/plain", "b"));
+        let said = dataset.pull(&[]);
+        assert!(said.code == 2 && said.stderr.contains("a.txt: "), "{}", said.stderr);
+        assert_eq!(dataset.names().len(), 0);
+    }
+}
 
 #[test]
 fn files_that_are_there_are_replaced_unless_they_are_to_be_kept() {
@@ -470,6 +483,18 @@ fn some_files_and_folders_are_pulled_at_their_paths() {
 }
 
 #[test]
+fn a_layer_that_a_mirror_gives_wrongly_comes_from_the_registry() {
+    let dataset = Dataset::two_layers();
+    let mirror = ScriptedRegistry::start();
+    dataset.artifact.push(&mirror, "pastis", "sample");
+    mirror.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
+    let said = dataset.pull(&["--mirror", &format!("http://{}", mirror.address())]).expect_success("pull");
+    assert_eq!(said.stderr, "");
+    dataset.assert_whole();
+    assert!(mirror.blob_bytes() >= 8 * MIB && dataset.registry.blob_bytes() < 6 * MIB, "one from each");
+}
+
+#[test]
 fn nothing_of_a_wrong_layer_is_extracted() {
     let dataset = Dataset::two_layers();
     dataset.registry.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
@@ -482,18 +507,20 @@ fn nothing_of_a_wrong_layer_is_extracted() {
     dataset.pull(&["--extract", "--no-disk-cache"]).expect_success("pull");
     assert!(dataset.registry.blob_bytes() < 7 * MIB, "what was extracted is not fetched again");
     assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json", "sub", "sub/10001", "sub/10001/noise"]);
-#[test]
-fn a_layer_that_a_mirror_gives_wrongly_comes_from_the_registry() {
-    let dataset = Dataset::two_layers();
-    let mirror = ScriptedRegistry::start();
-    dataset.artifact.push(&mirror, "pastis", "sample");
-    mirror.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
-    let said = dataset.pull(&["--mirror", &format!("http://{}", mirror.address())]).expect_success("pull");
-    assert_eq!(said.stderr, "");
-    dataset.assert_whole();
-    assert!(mirror.blob_bytes() >= 8 * MIB && dataset.registry.blob_bytes() < 6 * MIB, "one from each");
 }
 
+#[test]
+fn an_extraction_that_was_killed_behind_the_last_byte_makes_its_tree_and_leaves_no_archive() {
+    let dataset = Dataset::two_layers();
+    let archive = |layer: usize| dataset.out.path().join(format!(".eo-mount-{}.layer", &dataset.digest(layer)[7..]));
+    fs::write(archive(0), noise(1, 5 * MIB + 77)).unwrap();
+    fs::write(archive(1), noise(2, 3 * MIB)).unwrap();
+    // Of the second even the tree was made.
+    let done = format!("{} \"sub/10001\"\n", dataset.digest(1));
+    fs::write(dataset.out.path().join(".eo-mount-extracted"), done).unwrap();
+    dataset.pulled(&["--extract"]);
+    assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json"]);
+    assert!(dataset.registry.blob_bytes() < 1000, "{} bytes fetched", dataset.registry.blob_bytes());
 }
 
 #[test]
@@ -542,20 +569,6 @@ fn a_folder_that_oras_packed_is_unpacked_as_oras_does() {
 #[test]
 fn an_image_layout_has_all_and_skopeo_and_oras_read_it() {
     let (registry, files) = (RealRegistry::start(), tempfile::tempdir().unwrap());
-#[test]
-fn an_extraction_that_was_killed_behind_the_last_byte_makes_its_tree_and_leaves_no_archive() {
-    let dataset = Dataset::two_layers();
-    let archive = |layer: usize| dataset.out.path().join(format!(".eo-mount-{}.layer", &dataset.digest(layer)[7..]));
-    fs::write(archive(0), noise(1, 5 * MIB + 77)).unwrap();
-    fs::write(archive(1), noise(2, 3 * MIB)).unwrap();
-    // Of the second even the tree was made.
-    let done = format!("{} \"sub/10001\"\n", dataset.digest(1));
-    fs::write(dataset.out.path().join(".eo-mount-extracted"), done).unwrap();
-    dataset.pulled(&["--extract"]);
-    assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json"]);
-    assert!(dataset.registry.blob_bytes() < 1000, "{} bytes fetched", dataset.registry.blob_bytes());
-}
-
     let arguments = Sample::files_in(files.path()).push_arguments("");
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     registry.push_with_oras(files.path(), "pastis-2433:sample", &arguments);
@@ -610,6 +623,10 @@ fn a_dataset_larger_than_the_cache_is_pulled_once() {
     dataset.pulled(&["--cache-size", "64MiB", "--memory", "16MiB"]);
     let size: u64 = dataset.artifact.layers().iter().map(|layer| layer.size).sum();
     assert!(dataset.registry.blob_bytes() < size + MIB, "{} of {size}", dataset.registry.blob_bytes());
+    let kept = names(&dataset.home.cache())
+        .into_iter()
+        .map(|name| dataset.home.cache().join(name).metadata().unwrap().blocks());
+    assert!(kept.sum::<u64>() * 512 < MIB, "what does not fit is not kept");
     let other = Dataset { out: tempfile::tempdir().unwrap(), ..dataset };
     other.registry.reset();
     other.pulled(&["--cache-size", "64MiB", "--memory", "16MiB", "--extract"]);
