@@ -86,10 +86,7 @@ impl Command {
         };
         let reference = self.reference.parse().map_err(failed)?;
         let (digest, place) = send(&files, &subject.digest, &repository, &reference, &options).await?;
-        match writeln!(io::stdout(), "{digest}\nattached to {place}@{}", subject.digest) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(writeln!(io::stdout(), "{digest}\nattached to {place}@{}", subject.digest))
     }
 }
 

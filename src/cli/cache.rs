@@ -70,8 +70,7 @@ impl Command {
             Ok(true) => Ok(()),
             Ok(false) => Err(Failure::silent(1)),
             Err(Stop::Failed(error)) => Err(Failure::system(&error.object, &error.cause)),
-            Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            Err(Stop::Output(error)) => Err(Failure::system("standard output", error)),
+            Err(Stop::Output(error)) => Failure::of_output(Err(error)),
         }
     }
 

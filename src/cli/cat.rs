@@ -75,19 +75,11 @@ impl Command {
             if let Some(hasher) = &mut hasher {
                 hasher.update(&bytes);
             }
-            match tokio::task::block_in_place(|| out.write_all(&bytes)) {
-                Ok(()) => {}
-                // Whoever reads has seen enough.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                Err(error) => return Err(Failure::system("standard output", error)),
+            if let Err(error) = tokio::task::block_in_place(|| out.write_all(&bytes)) {
+                return Failure::of_output(Err(error));
             }
         }
-        match out.flush() {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return Err(Failure::system("standard output", error));
-            }
-            _ => {}
-        }
+        Failure::of_output(out.flush())?;
         // What was fetched stays in the cache folder.
         mount.settle().await;
         match (&what, hasher) {

@@ -1,6 +1,5 @@
 //! `eo-mount copy FROM TO`: between registries and image layouts.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
@@ -12,7 +11,7 @@ use super::failure::Failure;
 use super::interrupt::until_signal;
 use super::progress;
 use super::push::{Summary, all_platforms, moved_in};
-use crate::cache::{CacheFolder, Uploads};
+use crate::cache::{CacheFolder, FolderTurns, Uploads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Options, Repository};
 use crate::oci::{LayoutReference, Reference};
@@ -74,10 +73,7 @@ impl Command {
         let stop = Arc::default();
         let copied = until_signal(&stop, self.copied(&to, &options, &stop)).await?;
         let summary = Summary::of(&to, copied.map_err(failed)?);
-        match summary.print(self.json) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(summary.print(self.json))
     }
 
     async fn copied(&self, to: &Reference, options: &Options, stop: &Arc<AtomicBool>) -> Result<Pushed> {
@@ -129,11 +125,14 @@ async fn source(from: &Reference, options: &Options, attached_in: Option<&Reposi
     match from {
         Reference::Layout(layout) => Artifact::in_layout(layout.clone(), attached_in).await,
         Reference::Registry(reference) => {
-            let disk = options.cache_dir.as_deref().filter(|_| options.disk_cache).and_then(|path| {
-                let folder = CacheFolder::open(path, options.cache_size);
-                let folder = folder.inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"));
-                folder.ok()?.disk_cache(options.cache_min_free)
-            });
+            let folder = match options.cache_dir.as_deref().filter(|_| options.disk_cache) {
+                Some(path) => CacheFolder::open_if_usable(path, options.cache_size, &FolderTurns::new(path)).await,
+                None => None,
+            };
+            let disk = match folder {
+                Some(folder) => folder.disk_cache(options.cache_min_free).await,
+                None => None,
+            };
             let registry = Arc::new(Registry::new(reference.clone(), &options.registry())?);
             Artifact::in_registry(registry, &reference.to_string(), disk, attached_in).await
         }

@@ -63,11 +63,8 @@ impl Command {
             true => writeln!(out, "{}", json_of(&difference)),
             false => text(&mut out, &difference),
         };
-        match printed {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ if difference.is_none() => Ok(()),
-            _ => Err(Failure::silent(DIFFERENT)),
-        }
+        Failure::of_output(printed)?;
+        if difference.is_none() { Ok(()) } else { Err(Failure::silent(DIFFERENT)) }
     }
 }
 

@@ -54,10 +54,7 @@ impl Command {
             true => print_json(&name, &root, &found),
             false => print_tree(&format!("{name}@{}", root.digest), &found),
         };
-        match printed {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(printed)
     }
 }
 

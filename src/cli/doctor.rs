@@ -67,8 +67,11 @@ impl Command {
         });
         let mut checks: Vec<Check> = match reference {
             Reference::Registry(reference) if !options.offline => {
-                let registry = Registry::new(reference, &options.registry()).map_err(|e| Failure::artifact(&e))?;
-                registry.survey().await.into_iter().map(Check::of).collect()
+                let findings = match Registry::new(reference, &options.registry()) {
+                    Ok(registry) => registry.survey().await,
+                    Err(error) => vec![("connection", Err(error))],
+                };
+                findings.into_iter().map(Check::of).collect()
             }
             _ => {
                 let mount = Mount::open(&self.reference, options).await;
@@ -89,10 +92,8 @@ impl Command {
             "/dev/fuse" | "mounting" => MOUNT,
             _ => ARTIFACT,
         });
-        match self.print(Report { reference: &self.reference, ok: code.is_none(), checks }) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => code.map_or(Ok(()), |code| Err(Failure::silent(code))),
-        }
+        Failure::of_output(self.print(Report { reference: &self.reference, ok: code.is_none(), checks }))?;
+        code.map_or(Ok(()), |code| Err(Failure::silent(code)))
     }
 
     fn print(&self, report: Report<'_>) -> io::Result<()> {

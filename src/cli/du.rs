@@ -68,10 +68,8 @@ impl Command {
         for top in tops {
             for found in self.folders(&mount, top).await.map_err(failed)? {
                 let size = size_of(&mount, &found).await.map_err(failed)?;
-                match self.line(&mut out, &found, size) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                    Err(error) => return Err(Failure::system("standard output", error)),
+                if let Err(error) = self.line(&mut out, &found, size) {
+                    return Failure::of_output(Err(error));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! How the program fails: an exit code and one line on stderr.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::error::{Error, ErrorKind};
@@ -40,6 +40,14 @@ impl Failure {
         Self::mount(&Error::new(ErrorKind::Io, what, error))
     }
 
+    /// Whoever reads may stop: has seen enough.
+    pub fn of_output(written: io::Result<()>) -> Result<(), Self> {
+        match written {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Self::system("standard output", error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Ended by a signal before anything was mounted, as shells number it.
     pub fn signal(number: i32) -> Self {
         Self { code: u8::try_from(number).map_or(MOUNT, |number| number.saturating_add(128)), line: None }
@@ -53,7 +61,7 @@ impl Failure {
     pub fn report(self) -> ExitCode {
         if let Some(line) = &self.line {
             // Not `eprintln`, which panics when nobody reads.
-            let _ = writeln!(std::io::stderr(), "eo-mount: {line}");
+            let _ = writeln!(io::stderr(), "eo-mount: {line}");
         }
         ExitCode::from(self.code)
     }

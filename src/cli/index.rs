@@ -124,14 +124,12 @@ impl Command {
         }
         bar.finish_and_clear();
         (summary.requests, summary.bytes) = (mount.traffic().requests, mount.traffic().bytes);
-        match self.print(&summary) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ if summary.failed.is_empty() => Ok(()),
-            _ => {
-                let cause = format!("{} of {count} layers could not be indexed", summary.failed.len());
-                Err(Failure::artifact(&Error::new(ErrorKind::Io, &self.reference, cause)))
-            }
+        Failure::of_output(self.print(&summary))?;
+        if summary.failed.is_empty() {
+            return Ok(());
         }
+        let cause = format!("{} of {count} layers could not be indexed", summary.failed.len());
+        Err(Failure::artifact(&Error::new(ErrorKind::Io, &self.reference, cause)))
     }
 
     /// The digests of what was attached.

@@ -123,10 +123,7 @@ impl Command {
                 false => table(&mut out, &inspected),
             }
         };
-        match printed.and_then(|()| out.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(printed.and_then(|()| out.flush()))
     }
 }
 

@@ -103,9 +103,7 @@ impl Command {
             Ok(()) if printer.failed => Err(Failure::silent(ARTIFACT)),
             Ok(()) => Ok(()),
             Err(Stop::Failed(error)) => Err(Failure::artifact(&error)),
-            // Whoever reads has seen enough.
-            Err(Stop::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            Err(Stop::Output(error)) => Err(Failure::system("standard output", error)),
+            Err(Stop::Output(error)) => Failure::of_output(Err(error)),
         }
     }
 

@@ -146,10 +146,7 @@ impl Command {
             read,
             bytes: layers.iter().map(|layer| layer.size).sum(),
         };
-        match self.print(&summary) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(self.print(&summary))
     }
 
     fn out(&self) -> Result<Reference> {

@@ -115,15 +115,13 @@ impl Command {
             summary.failed.push(FailedJson { path: failed.path, error: failed.error.to_string() });
         }
         (summary.fetched, summary.requests) = (fetched.bytes, mount.traffic().requests);
-        match self.print(&summary) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ if summary.failed.is_empty() => Ok(()),
-            _ => {
-                let cause = format!("{} files or layers could not be fetched", summary.failed.len());
-                let hint = "call it again: what was fetched is kept";
-                Err(Failure::artifact(&Error::new(ErrorKind::Io, &self.reference, cause).hint(hint)))
-            }
+        Failure::of_output(self.print(&summary))?;
+        if summary.failed.is_empty() {
+            return Ok(());
         }
+        let cause = format!("{} files or layers could not be fetched", summary.failed.len());
+        let hint = "call it again: what was fetched is kept";
+        Err(Failure::artifact(&Error::new(ErrorKind::Io, &self.reference, cause).hint(hint)))
     }
 
     /// That of the mount, with the digest that it was resolved to, if one is there.

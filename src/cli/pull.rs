@@ -220,15 +220,13 @@ impl Command {
     }
 
     fn report(&self, summary: &Summary) -> Result<(), Failure> {
-        match self.print(summary) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ if summary.failed.is_empty() => Ok(()),
-            _ => {
-                let cause = format!("{} files or layers could not be pulled", summary.failed.len());
-                let error = Error::new(ErrorKind::Io, &self.reference, cause);
-                Err(Failure::artifact(&error.hint("call it again: it goes on with what is there")))
-            }
+        Failure::of_output(self.print(summary))?;
+        if summary.failed.is_empty() {
+            return Ok(());
         }
+        let cause = format!("{} files or layers could not be pulled", summary.failed.len());
+        let error = Error::new(ErrorKind::Io, &self.reference, cause);
+        Err(Failure::artifact(&error.hint("call it again: it goes on with what is there")))
     }
 
     fn print(&self, summary: &Summary) -> io::Result<()> {

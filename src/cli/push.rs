@@ -169,10 +169,7 @@ impl Command {
         bar.finish_and_clear();
         let pushed = pushed?;
         let summary = Summary::of(&Reference::Registry(reference), pushed.map_err(failed)?);
-        match summary.print(self.json) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::system("standard output", error)),
-            _ => Ok(()),
-        }
+        Failure::of_output(summary.print(self.json))
     }
 
     /// The first argument tells: an image layout and a folder are sources, anything else is a reference.
