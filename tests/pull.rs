@@ -11,6 +11,7 @@ use eo_mount_testing::python::python_says;
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, run, sha256,
+    xattr,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -185,6 +186,18 @@ fn what_a_mount_has_read_is_not_fetched_again() {
 }
 
 #[test]
+fn a_mount_checks_what_a_pull_has_left_in_the_cache() {
+    let dataset = Dataset::two_layers();
+    dataset.pulled(&[]);
+    let mounted = EoMount::new(PROGRAM, &dataset.reference).home(&dataset.home).mount();
+    let file = mounted.join("10000/noise");
+    fs::read(&file).unwrap();
+    let verified = || xattr::get(&file, "user.eo.verified").unwrap().unwrap();
+    assert!(wait_until(Duration::from_secs(60), || verified() == "blob"), "{}", verified());
+    mounted.unmount();
+}
+
+#[test]
 fn a_layer_with_other_bytes_is_named_with_both_digests_and_gets_no_name() {
     let dataset = Dataset::two_layers();
     let wrong = noise(3, 5 * MIB + 77);
@@ -331,6 +344,27 @@ fn titles_that_are_names_of_unfinished_files_are_refused() {
         assert!(said.code == 1 && said.stderr.contains("this program keeps"), "{}", said.stderr);
         assert_eq!(dataset.registry.blob_requests(), 0);
     }
+}
+
+#[test]
+fn titles_that_cannot_name_a_file_are_pulled_under_the_name_that_a_mount_gives() {
+    let long = "n".repeat(300);
+    for title in ["", ".", "/", "a\0b", "a\n\x1b[31mb", &long] {
+        let dataset = Dataset::of(Artifact::new().layer(Some(title), "text/plain", "a"));
+        let said = dataset.pull(&[]).expect_success("pull");
+        assert!(said.stderr.contains("cannot be a file n"), "{}", said.stderr);
+        let short = &dataset.digest(0)["sha256:".len()..][..12];
+        assert_eq!(dataset.names(), [format!("layer-0000-{short}")], "{title:?}");
+    }
+}
+
+#[test]
+fn what_is_no_archive_leaves_no_folder_and_is_told_with_a_way_out() {
+    let dataset = Dataset::of(Artifact::new().tar("10000.tar", vec![7; 5000]));
+    let said = dataset.pull(&["--extract"]);
+    assert!(said.code == 1 && said.stderr.contains("oras blob fetch"), "{}", said.stderr);
+    assert!(said.text().contains("5.0 kB to fetch"), "{}", said.text());
+    assert!(!dataset.out.path().join("10000").exists());
 }
 
 #[test]
@@ -487,6 +521,18 @@ fn some_files_and_folders_are_pulled_at_their_paths() {
 }
 
 #[test]
+fn a_layer_that_a_mirror_gives_wrongly_comes_from_the_registry() {
+    let dataset = Dataset::two_layers();
+    let mirror = ScriptedRegistry::start();
+    dataset.artifact.push(&mirror, "pastis", "sample");
+    mirror.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
+    let said = dataset.pull(&["--mirror", &format!("http://{}", mirror.address())]).expect_success("pull");
+    assert_eq!(said.stderr, "");
+    dataset.assert_whole();
+    assert!(mirror.blob_bytes() >= 8 * MIB && dataset.registry.blob_bytes() < 6 * MIB, "one from each");
+}
+
+#[test]
 fn nothing_of_a_wrong_layer_is_extracted() {
     let dataset = Dataset::two_layers();
     dataset.registry.put_blob_as(&dataset.digest(0), noise(3, 5 * MIB + 77));
@@ -499,6 +545,20 @@ fn nothing_of_a_wrong_layer_is_extracted() {
     dataset.pull(&["--extract", "--no-disk-cache"]).expect_success("pull");
     assert!(dataset.registry.blob_bytes() < 7 * MIB, "what was extracted is not fetched again");
     assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json", "sub", "sub/10001", "sub/10001/noise"]);
+}
+
+#[test]
+fn an_extraction_that_was_killed_behind_the_last_byte_makes_its_tree_and_leaves_no_archive() {
+    let dataset = Dataset::two_layers();
+    let archive = |layer: usize| dataset.out.path().join(format!(".eo-mount-{}.layer", &dataset.digest(layer)[7..]));
+    fs::write(archive(0), noise(1, 5 * MIB + 77)).unwrap();
+    fs::write(archive(1), noise(2, 3 * MIB)).unwrap();
+    // Of the second even the tree was made.
+    let done = format!("{} \"sub/10001\"\n", dataset.digest(1));
+    fs::write(dataset.out.path().join(".eo-mount-extracted"), done).unwrap();
+    dataset.pulled(&["--extract"]);
+    assert_eq!(dataset.names(), ["10000", "10000/noise", "config.json"]);
+    assert!(dataset.registry.blob_bytes() < 1000, "{} bytes fetched", dataset.registry.blob_bytes());
 }
 
 #[test]
@@ -601,6 +661,10 @@ fn a_dataset_larger_than_the_cache_is_pulled_once() {
     dataset.pulled(&["--cache-size", "64MiB", "--memory", "16MiB"]);
     let size: u64 = dataset.artifact.layers().iter().map(|layer| layer.size).sum();
     assert!(dataset.registry.blob_bytes() < size + MIB, "{} of {size}", dataset.registry.blob_bytes());
+    let kept = names(&dataset.home.cache())
+        .into_iter()
+        .map(|name| dataset.home.cache().join(name).metadata().unwrap().blocks());
+    assert!(kept.sum::<u64>() * 512 < MIB, "what does not fit is not kept");
     let other = Dataset { out: tempfile::tempdir().unwrap(), ..dataset };
     other.registry.reset();
     other.pulled(&["--cache-size", "64MiB", "--memory", "16MiB", "--extract"]);

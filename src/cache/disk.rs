@@ -84,6 +84,11 @@ impl DiskCache {
         self.bounds.limit
     }
 
+    /// Bytes of the largest blob of which nothing is given up to make room for the rest of it.
+    pub fn keeps(&self) -> u64 {
+        self.bounds.target()
+    }
+
     /// Bytes of disk that the folder took when they were last counted; nothing before the first write.
     pub fn counted(&self) -> Option<u64> {
         Some(self.counted.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)

@@ -88,7 +88,7 @@ impl Bounds {
     }
 
     /// More is given up than must be: not again at the next write.
-    fn target(&self) -> u64 {
+    pub fn target(&self) -> u64 {
         self.limit / 8 * 5
     }
 

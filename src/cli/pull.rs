@@ -163,7 +163,9 @@ impl Command {
         if !self.dry_run {
             progress::show_bytes(&bar, summary.bytes);
             let progress = |bytes| bar.inc(bytes);
-            let (finished, missing): (Vec<_>, Vec<_>) = items.iter().zip(&there).partition(|(_, there)| there.finished);
+            // An archive that is there is not yet its tree.
+            let is_finished = |(item, there): &(&Item, &There)| there.finished && item.tree.is_none();
+            let (finished, missing): (Vec<_>, Vec<_>) = items.iter().zip(&there).partition(is_finished);
             finished.iter().for_each(|(item, _)| progress(item.blob.size));
             let pulled = match &artifact {
                 Some(artifact) => {
@@ -236,7 +238,7 @@ impl Command {
         let Summary { layers, bytes, in_folder, in_cache, missing, .. } = summary;
         let shown = |bytes: u64| ByteSize::b(bytes).display().si();
         let what = if self.to_oci_layout { "blobs" } else { "layers" };
-        let verb = if self.dry_run { "to fetch" } else { "fetched" };
+        let verb = if self.dry_run || !summary.failed.is_empty() { "to fetch" } else { "fetched" };
         writeln!(
             out,
             "{} {what}, {}: {} in {} before, {} in the cache, {} {verb}",

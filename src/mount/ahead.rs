@@ -104,9 +104,11 @@ impl Mount {
         self.sources.chunks.kept_on_disk(blob, std::iter::once(0..blob.size).collect()).await.0
     }
 
-    /// Some of what is kept of a blob has proven wrong: it is fetched again when it is wanted again.
-    pub fn drop_wrong(&self, blob: &Descriptor) {
+    /// Some of what was kept or came of a blob has proven wrong: it is fetched again when it is wanted again. True:
+    /// from elsewhere, no mirror being asked for it any more.
+    pub fn drop_wrong(&self, blob: &Descriptor) -> bool {
         self.sources.chunks.drop_wrong(blob);
+        self.repository.distrust_mirrors(&blob.digest)
     }
 
     /// Blobs that are read from files of this machine from now on.

@@ -43,6 +43,7 @@ pub use attributes::{Attributes, Kind};
 use layer::{Contents, Layer, Sources};
 use lookahead::LookAhead;
 pub use manifests::{Resolved, sized};
+pub use names::is_path;
 use oci_view::OciView;
 pub use prefetch::{Fetched, Plan};
 use proof::OnWrong;

@@ -102,6 +102,11 @@ fn archive_stem(title: &str) -> Option<&str> {
     ARCHIVE_ENDINGS.iter().find_map(|ending| title.strip_suffix(ending)).filter(|stem| !stem.is_empty())
 }
 
+/// Whether a title can be a path of files; where it cannot, a layer has another name.
+pub fn is_path(title: &str) -> bool {
+    parts_of(title, Shape::File).is_some()
+}
+
 fn title_parts(layer: &Descriptor, shape: Shape) -> Option<Parts> {
     parts_of(layer.title()?, shape)
 }

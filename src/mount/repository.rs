@@ -63,6 +63,10 @@ impl Repository {
         }
     }
 
+    pub(super) fn distrust_mirrors(&self, digest: &Digest) -> bool {
+        matches!(&self.at, At::Registry(_, Some(registry)) if registry.distrust_mirrors(digest))
+    }
+
     pub(super) fn in_layout(layout: Arc<Layout>) -> Self {
         Self { at: At::Layout(layout), manifests: None }
     }

@@ -176,11 +176,13 @@ impl Registry {
         Failure::Passing { error, not_before: None }
     }
 
-    /// They are not asked for this blob any more: what they or the registry gave of it was wrong.
-    pub fn distrust_mirrors(&self, digest: &Digest) {
+    /// They are not asked for this blob any more: what they or the registry gave of it was wrong. False: there are
+    /// none.
+    pub fn distrust_mirrors(&self, digest: &Digest) -> bool {
         for mirror in &self.mirrors {
             mirror.leave_out(digest);
         }
+        !self.mirrors.is_empty()
     }
 
     /// Why something was not done in time, where it is known.

@@ -59,6 +59,10 @@ impl<'a> Extraction<'a> {
 
     /// `top`, with all that is below, at `path` of the output folder; an empty path is that folder itself.
     pub async fn extract(&mut self, top: Attributes, path: &Path) -> Result<()> {
+        if top.kind == Kind::Directory {
+            // What is no archive leaves no folder.
+            self.mount.indexed(top.ino).await?;
+        }
         let output = self.output.clone();
         let mut steps = Vec::new();
         if path == Path::new("") {

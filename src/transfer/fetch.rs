@@ -4,28 +4,39 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 use rustix::io::Errno;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
+use tokio::try_join;
 
 use crate::blob::BlobSource;
+use crate::cache::CHUNK;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::Mount;
 use crate::oci::{Descriptor, Hasher};
 use crate::transfer::folder::{Folder, failed};
 
-/// Bytes asked for at once. A request costs docker-registry 4 ms whatever its length, and a connection a round trip.
-const PIECE: u64 = 3 << 19;
-/// Pieces of all blobs that may be under way or wait for one before them. They are what a killed process fetches twice,
-/// where the cache folder has not got them.
+/// Bytes asked for at once: what comes in [`WORTH_A_REQUEST`], because a request costs docker-registry 4 ms whatever
+/// its length, but not less or more than these. Longer ones are fewer at a time.
+const SHORTEST: u64 = 3 << 19;
+const LONGEST: u64 = 15 << 19;
+const WORTH_A_REQUEST: Duration = Duration::from_millis(100);
+/// Bytes of all blobs that may be under way or wait for those before them: what a killed process fetches twice, where
+/// the cache folder has not got them.
+const WINDOW: u64 = PIECES as u64 * SHORTEST;
 const PIECES: usize = 10;
+/// Bytes after which the disk begins to write, so that little is left to be waited for at the end.
+const WRITE_BACK: u64 = 8 << 20;
 /// Blobs at once that come in pieces: one finishes while others come.
 const IN_PIECES: usize = 4;
 /// Blobs at once that come in one answer each: enough to fill a line of which one connection gets a fifth.
@@ -103,28 +114,53 @@ impl Origin<'_> {
         }
     }
 
-    fn drop_wrong(&self, blob: &Descriptor) {
-        if let Some(mount) = self.mount {
-            block_in_place(|| mount.drop_wrong(blob));
-        }
+    fn drop_wrong(&self, blob: &Descriptor) -> bool {
+        self.mount.is_some_and(|mount| block_in_place(|| mount.drop_wrong(blob)))
     }
 }
 
 /// How blobs come: many in one answer each, which costs a registry least; few in pieces, so that one connection that is
 /// slow does not hold up its blob.
 pub struct Lanes {
-    /// Leave for pieces; none are needed for answers.
-    pieces: Option<Semaphore>,
+    /// None where they come in answers.
+    pieces: Option<Pieces>,
+}
+
+struct Pieces {
+    /// For bytes.
+    window: Semaphore,
+    /// Bytes of the next one.
+    length: AtomicU64,
 }
 
 impl Lanes {
     pub fn of(blobs: usize) -> Self {
-        Self { pieces: (blobs < 2 * IN_ANSWERS).then(|| Semaphore::new(PIECES)) }
+        let pieces = || Pieces { window: Semaphore::new(WINDOW as usize), length: AtomicU64::new(SHORTEST) };
+        Self { pieces: (blobs < 2 * IN_ANSWERS).then(pieces) }
     }
 
     /// Blobs at once.
     pub fn blobs(&self) -> usize {
         if self.pieces.is_some() { IN_PIECES } else { IN_ANSWERS }
+    }
+}
+
+impl Pieces {
+    /// The next one of a blob, which ends where a chunk ends, when there is room for it.
+    async fn next(&self, at: u64, size: u64) -> Option<(Range<u64>, SemaphorePermit<'_>)> {
+        if at >= size {
+            return None;
+        }
+        let end = at.saturating_add(self.length.load(Ordering::Relaxed)) / CHUNK * CHUNK;
+        let range = at..end.min(size);
+        let length = u32::try_from(range.end.saturating_sub(at)).unwrap_or(u32::MAX);
+        // Given in the order of asking, so that the first piece never waits for those behind it.
+        Some((range, self.window.acquire_many(length).await.ok()?))
+    }
+
+    fn came(&self, length: u64, took: Duration) {
+        let in_time = length as f64 / took.as_secs_f64().max(1e-6) * WORTH_A_REQUEST.as_secs_f64();
+        self.length.store((in_time as u64).clamp(SHORTEST, LONGEST), Ordering::Relaxed);
     }
 }
 
@@ -142,6 +178,8 @@ struct Unfinished {
     file: File,
     hasher: Hasher,
     at: u64,
+    /// Up to there the disk has begun to write.
+    written_back: u64,
 }
 
 impl Unfinished {
@@ -159,7 +197,7 @@ impl Unfinished {
         let at = file.metadata().map_err(failed)?.len().min(blob.size);
         let mut hasher = blob.digest.hasher();
         hash(&mut file, at, &mut hasher).map_err(failed)?;
-        Ok(Begun::Part(Box::new(Self { file, hasher, at })))
+        Ok(Begun::Part(Box::new(Self { file, hasher, at, written_back: at })))
     }
 
     fn start_again(&mut self, place: &Place, blob: &Descriptor) -> io::Result<()> {
@@ -169,7 +207,7 @@ impl Unfinished {
         }
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
-        (self.hasher, self.at) = (blob.digest.hasher(), 0);
+        (self.hasher, self.at, self.written_back) = (blob.digest.hasher(), 0, 0);
         Ok(())
     }
 
@@ -177,12 +215,18 @@ impl Unfinished {
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
         self.at = self.at.saturating_add(bytes.len() as u64);
+        let behind = self.written_back..self.at / WRITE_BACK * WRITE_BACK;
+        if let Some(length) = NonZeroU64::new(behind.end.saturating_sub(behind.start)) {
+            self.written_back = behind.end;
+            // Begins to write what is dirty there, and keeps it (mm/fadvise.c); a file system without it goes without.
+            let _ = fadvise(&self.file, behind.start, Some(length), Advice::DontNeed);
+        }
         Ok(())
     }
 }
 
 fn hash(file: &mut File, length: u64, hasher: &mut Hasher) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE as usize];
+    let mut buffer = vec![0; SHORTEST as usize];
     let mut rest = length;
     while rest > 0 {
         let wanted = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
@@ -240,9 +284,8 @@ pub async fn fetch(
     progress(part.at);
     let fresh = part.at == 0 && origin.kept_bytes(blob).await == 0;
     let (mut part, mut checked) = fetch_rest(origin, blob, place, part, lanes, progress).await?;
-    if checked.is_err() && !fresh {
-        // What was kept of it may be to blame.
-        origin.drop_wrong(blob);
+    // What was kept of it may be to blame, or a mirror.
+    if checked.is_err() && (origin.drop_wrong(blob) || !fresh) {
         part.start_again(place, blob).map_err(|error| place.failed(&error))?;
         (part, checked) = fetch_rest(origin, blob, place, part, lanes, &|_| ()).await?;
     }
@@ -273,42 +316,44 @@ async fn fetch_rest(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(Box<Unfinished>, Result<()>)> {
     let mut pieces = match &lanes.pieces {
-        None => origin.source.stream(blob, part.at..blob.size).map_ok(|bytes| (bytes, None)).boxed(),
-        Some(window) => stream::iter(pieces(part.at, blob.size))
-            .map(async |range| {
-                // Given in the order of asking, so that the first piece never waits for those behind it.
-                let permit = window.acquire().await.ok();
-                Ok::<_, Error>((origin.source.read(blob, range).await?, permit))
-            })
-            .buffered(PIECES)
-            .boxed(),
+        None => origin.source.stream(blob, part.at..blob.size).map_ok(|bytes| (vec![bytes], None)).boxed(),
+        Some(pieces) => {
+            let ranges = stream::unfold(part.at, async |at| {
+                let (range, permit) = pieces.next(at, blob.size).await?;
+                Some(((range.clone(), permit), range.end))
+            });
+            let came = ranges.map(async |(range, permit)| {
+                let (length, since) = (range.end.saturating_sub(range.start), Instant::now());
+                let bytes: Vec<Bytes> = origin.source.stream(blob, range).try_collect().await?;
+                pieces.came(length, since.elapsed());
+                Ok::<_, Error>((bytes, Some(permit)))
+            });
+            came.buffered(PIECES).boxed()
+        }
     };
-    while let Some(piece) = pieces.next().await {
+    let mut next = pieces.next().await;
+    while let Some(piece) = next {
         let (bytes, permit) = match piece {
             Ok(piece) => piece,
             // The cache has seen it before we did.
             Err(error) if error.kind == ErrorKind::Corrupt => return Ok((part, Err(error))),
             Err(error) => return Err(error),
         };
-        let (at, length) = (place.clone(), bytes.len() as u64);
-        // On another core than those of other blobs.
-        let write = move || part.write(&bytes).map(|()| part).map_err(|error| at.failed(&error));
-        part = blocking(blob, write).await?;
-        drop(permit);
-        progress(length);
+        let (at, length) = (place.clone(), bytes.iter().map(|bytes| bytes.len() as u64).sum());
+        // On another core than those of other blobs, and while the next ones come.
+        let write = move || {
+            bytes.iter().try_for_each(|bytes| part.write(bytes)).map(|()| part).map_err(|error| at.failed(&error))
+        };
+        let written = async {
+            let written = blocking(blob, write).await?;
+            drop(permit);
+            progress(length);
+            Ok::<_, Error>(written)
+        };
+        (part, next) = try_join!(written, async { Ok(pieces.next().await) })?;
     }
     let checked = part.hasher.clone().check(&blob.digest);
     Ok((part, checked))
-}
-
-fn pieces(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut at = from;
-    std::iter::from_fn(move || {
-        let start = at;
-        // Up to a boundary of chunks.
-        at = (start / PIECE).saturating_add(1).saturating_mul(PIECE).min(size);
-        (start < size).then_some(start..at)
-    })
 }
 
 async fn blocking<T: Send + 'static>(
@@ -387,13 +432,13 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_broke_off_goes_on_where_it_was() {
-        let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 3 * PIECE as usize]);
+        let (dir, bytes) = (tempfile::tempdir().unwrap(), vec![7; 3 * SHORTEST as usize]);
         let wanted = descriptor(&bytes);
-        let broken = Source { ends: 2 * PIECE, ..Source::of(bytes.clone()) };
+        let broken = Source { ends: 2 * SHORTEST, ..Source::of(bytes.clone()) };
         assert_eq!(broken.fetch(&wanted, &place(&dir)).await.unwrap_err().kind, ErrorKind::TimedOut);
         let source = Source::of(bytes);
         source.fetch(&wanted, &place(&dir)).await.unwrap();
-        assert_eq!((source.read.into_inner(), files(&dir)), (PIECE, 1));
+        assert_eq!((source.read.into_inner(), files(&dir)), (SHORTEST, 1));
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -424,12 +469,16 @@ mod tests {
         assert!(place.is_finished(&blob));
     }
 
-    #[test]
-    fn pieces_end_where_chunks_end() {
-        let of = |from, size| pieces(from, size).collect::<Vec<_>>();
-        assert_eq!(of(0, 0), []);
-        assert_eq!(of(5, 5), []);
-        assert_eq!(of(0, PIECE + 1), [0..PIECE, PIECE..PIECE + 1]);
-        assert_eq!(of(77, PIECE + 1), [77..PIECE, PIECE..PIECE + 1]);
+    #[tokio::test]
+    async fn pieces_end_where_chunks_end_and_are_as_long_as_what_comes_in_time() {
+        let pieces = Pieces { window: Semaphore::new(WINDOW as usize), length: AtomicU64::new(SHORTEST) };
+        let next = async |at, size| pieces.next(at, size).await.map(|(range, _)| range);
+        assert_eq!(next(5, 5).await, None);
+        assert_eq!(next(77, SHORTEST + 1).await, Some(77..SHORTEST));
+        assert_eq!(next(SHORTEST, SHORTEST + 1).await, Some(SHORTEST..SHORTEST + 1));
+        for (rate, length) in [(12 << 20, SHORTEST), (40 << 20, 4 << 20), (1 << 30, LONGEST)] {
+            pieces.came(rate, Duration::from_secs(1));
+            assert_eq!(next(0, 1 << 40).await, Some(0..length));
+        }
     }
 }

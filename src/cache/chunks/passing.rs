@@ -27,9 +27,7 @@ impl Passing for ChunkCache {
 
     fn pass<'a>(&'a self, blob: &'a Descriptor, at: u64, bytes: Bytes) -> BoxFuture<'a, BytesMut> {
         async move {
-            let end = at.saturating_add(bytes.len() as u64);
-            let whole = if end >= blob.size { bytes.len() } else { bytes.len() - bytes.len() % CHUNK as usize };
-            let (whole, rest) = bytes.split_at(whole);
+            let (whole, rest) = bytes.split_at(whole_chunks(blob, at, &bytes));
             let chunks: Vec<Bytes> = whole.chunks(CHUNK as usize).map(Bytes::copy_from_slice).collect();
             let rest = BytesMut::from(rest);
             self.shared.keep_passing(blob, at / CHUNK, &chunks).await;
@@ -92,9 +90,11 @@ impl PassingOn<'_> {
                     run.collected.extend_from_slice(&piece.unwrap_or_else(ended)?);
                 }
                 let mut bytes = run.collected.split().freeze();
-                run.collected = self.cache.pass(self.blob, self.at, bytes.clone()).await;
+                let whole = whole_chunks(self.blob, self.at, &bytes);
+                self.cache.shared.keep_passed(self.blob, self.at / CHUNK, &bytes.slice(..whole)).await;
                 if bytes.len() < left {
-                    bytes.truncate(bytes.len().saturating_sub(run.collected.len()));
+                    // What ends inside a chunk waits for the rest of it.
+                    run.collected = BytesMut::from(&*bytes.split_off(whole));
                 }
                 add(&self.cache.shared.counters.network, bytes.len() as u64);
                 bytes
@@ -132,9 +132,15 @@ impl PassingOn<'_> {
     }
 }
 
+/// How many of the bytes fill chunks, or are the last ones of the blob.
+fn whole_chunks(blob: &Descriptor, at: u64, bytes: &[u8]) -> usize {
+    let end = at.saturating_add(bytes.len() as u64);
+    if end >= blob.size { bytes.len() } else { bytes.len() - bytes.len() % CHUNK as usize }
+}
+
 impl SharedState {
     async fn keep_passing(self: &Arc<Self>, blob: &Descriptor, first: u64, passing: &[Bytes]) {
-        let new = self.keep_new(blob, first, passing).await;
+        let new = self.new_of(blob, first, passing, true).await;
         if new.is_empty() {
             return;
         }
@@ -149,19 +155,41 @@ impl SharedState {
         });
     }
 
-    /// Keeps in memory what is missing, and tells it for the disk. What somebody has asked for is kept by that request.
-    async fn keep_new(self: &Arc<Self>, blob: &Descriptor, first: u64, passing: &[Bytes]) -> Vec<(u64, Arc<[Bytes]>)> {
+    /// Keeps on disk what somebody reads once, and checks: nobody waits for it in memory, and it is hashed again when a
+    /// mount looks at it. What has no room there as a whole would only drive out all else.
+    async fn keep_passed(self: &Arc<Self>, blob: &Descriptor, first: u64, bytes: &Bytes) {
+        if self.disk.as_ref().is_none_or(|disk| blob.size > disk.keeps()) {
+            return;
+        }
+        let chunk = |at: usize| bytes.slice(at..bytes.len().min(at.saturating_add(CHUNK as usize)));
+        let chunks: Vec<Bytes> = (0..bytes.len()).step_by(CHUNK as usize).map(chunk).collect();
+        let new = self.new_of(blob, first, &chunks, false).await;
+        if !new.is_empty() {
+            let _unwritten = self.unwritten.acquire().await;
+            self.write(blob, new, None).await;
+        }
+    }
+
+    /// Runs of what is missing on disk; what somebody has asked for is kept by that request. `memory`: it is kept
+    /// there, too.
+    async fn new_of(
+        self: &Arc<Self>,
+        blob: &Descriptor,
+        first: u64,
+        passing: &[Bytes],
+        memory: bool,
+    ) -> Vec<(u64, Arc<[Bytes]>)> {
         let end = first.saturating_add(passing.len() as u64);
         let range = first * CHUNK..(end * CHUNK).min(blob.size);
         let on_disk = self.on_disk(blob, &range).await;
-        let checked = self.must_be_checked(blob).await;
+        let memory = memory && !self.must_be_checked(blob).await;
         let mut new = Vec::new();
         let mut chunks = self.chunks();
         for run in self.missing(&chunks, blob, first..end, &on_disk) {
             let from = usize::try_from(run.start.saturating_sub(first)).unwrap_or(usize::MAX);
             let length = run.end.saturating_sub(run.start) as usize;
             let run_chunks: Arc<[Bytes]> = passing.iter().skip(from).take(length).cloned().collect();
-            if !checked {
+            if memory {
                 for (number, chunk) in run.clone().zip(run_chunks.iter()) {
                     chunks.keep((self.space, blob.digest.clone(), number), chunk.clone(), false);
                 }

@@ -19,7 +19,7 @@ use done::Done;
 pub use layout::{artifact, look as look_in_layout, to_layout};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::mount::{Attributes, Failed, Found, Kind, Mount};
+use crate::mount::{Attributes, Failed, Found, Kind, Mount, is_path};
 use crate::oci::{Descriptor, UNPACK};
 use crate::transfer::extract::Extraction;
 pub use crate::transfer::fetch::There;
@@ -52,8 +52,8 @@ pub struct Item {
     pub tree: Option<Attributes>,
 }
 
-/// Where these layers go: under their titles, and those without under the names that a mount gives them, as do all that are
-/// extracted.
+/// Where these layers go: under their titles, and those without one that can name a file under the names that a mount
+/// gives them, as do all that are extracted.
 ///
 /// # Errors
 /// If a title leaves the output folder or is one of our own names, or if two layers want one place.
@@ -113,7 +113,9 @@ async fn place_of(
 }
 
 fn path_of(mount: &Mount, number: usize, blob: &Descriptor, options: &Options) -> Result<Option<PathBuf>> {
-    let Some(title) = blob.title() else { return Ok(mount.path_of_layer(number).map(PathBuf::from)) };
+    let Some(title) = blob.title().filter(|title| is_path(title)) else {
+        return Ok(mount.path_of_layer(number).map(PathBuf::from));
+    };
     let part = mount.manifests().iter().find(|part| part.layers.contains(&number));
     let below: PathBuf = part.into_iter().flat_map(|part| &part.folder).collect();
     match folder::inside(Path::new(title)) {
@@ -233,20 +235,24 @@ struct Pulling<'a> {
 impl Pulling<'_> {
     async fn item(&self, item: &Item) -> Result<()> {
         let Self { mount, options, output, lanes, progress, .. } = self;
+        let place = block_in_place(|| item.place(options, output))?;
+        let failed = |error: io::Error| folder::failed(&place.path(), &error);
         if item.tree.is_some() && self.done().has(item) {
             progress(item.blob.size);
-            return Ok(());
+            // Whoever made the tree may have been killed just then.
+            return block_in_place(|| place.folder.remove(&place.name)).map_err(failed);
         }
-        let place = block_in_place(|| item.place(options, output))?;
         let source = mount.blobs();
         let origin = Origin { source: &*source, mount: Some(mount) };
         fetch(origin, &item.blob, &place, lanes, progress).await?;
         let Some(tree) = item.tree else { return Ok(()) };
-        let failed = |error: io::Error| folder::failed(&place.path(), &error);
         mount.local().add(&item.blob.digest, place.folder.file(&place.name).map_err(failed)?);
         let extracted = self.extraction(&|_| ()).extract(tree, &item.path).await;
         mount.local().remove(&item.blob.digest);
-        extracted?;
+        extracted.map_err(|error| match error.hint {
+            Some(_) => error,
+            None => error.hint("the layer's bytes are right: have it as it is with `oras blob fetch`"),
+        })?;
         self.done().add(output, item).map_err(failed)?;
         block_in_place(|| place.folder.remove(&place.name)).map_err(failed)
     }

@@ -273,7 +273,8 @@ fn open(path: &Path) -> Result<File> {
         return Err(error.hint("eo-mount pack makes layers of folders"));
     }
     if !metadata.is_file() {
-        return Err(Error::new(ErrorKind::Usage, path.display(), "neither a file nor a folder"));
+        let error = Error::new(ErrorKind::Usage, path.display(), "neither a file nor a folder");
+        return Err(error.hint("write what it gives into a file, and push that"));
     }
     File::open(path).map_err(fail)
 }
