@@ -152,7 +152,7 @@ struct Stream {
     blob_end: u64,
     /// It has gone on from one blob to the next: what it reads is all of them.
     crossed_blobs: bool,
-    /// Bytes fetched past the end of its first file, or of its first blob.
+    /// Bytes fetched past the end of its first file.
     past: u64,
     laps: Laps,
 }
@@ -195,12 +195,11 @@ impl Streams {
             let file = place.start.saturating_add(file.start)..place.start.saturating_add(file.end);
             stream.from_start |= stream.begin == file.start;
             let crosses = stream.file.as_ref().is_some_and(|before| before.end <= file.start);
-            let crosses_blobs = stream.blob_end < place.end;
-            if crosses && !stream.crossed || crosses_blobs && !stream.crossed_blobs {
+            if crosses && !stream.crossed {
                 self.past = self.past.saturating_sub(std::mem::take(&mut stream.past));
             }
             stream.crossed |= crosses;
-            stream.crossed_blobs |= crosses_blobs;
+            stream.crossed_blobs |= stream.blob_end < place.end;
             stream.file = Some(file);
         }
         stream.blob_end = place.end;
@@ -290,15 +289,15 @@ impl Streams {
         let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window).min(most);
         let budget = ALLOWANCE + self.read / SHARE;
         let left = budget.saturating_sub(self.unread);
-        // Most readers stop at the end of a file, or of a layer; that this one does not is tried as long as the others
-        // did not, either.
-        let sure_end = match &stream.file {
-            Some(file) if !stream.crossed => file.end,
-            _ if stream.crossed_blobs => place.last,
-            _ => stream.blob_end,
+        // Most readers stop at the end of a file; that this one does not is tried as long as the others did not, either.
+        // At the end of the first layer the rest of it is awaited, and what lies behind would share the line with it.
+        let (sure_end, last) = match &stream.file {
+            Some(file) if !stream.crossed => (file.end, stream.blob_end),
+            _ if stream.crossed_blobs => (place.last, place.last),
+            _ => (stream.blob_end, stream.blob_end),
         };
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
-        let end = sure_end.saturating_add(past).min(place.last);
+        let end = sure_end.saturating_add(past).min(last);
         let step = (window.min(budget) / requests).clamp(SMALLEST_STEP, largest_step);
         let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use eo_mount_testing::tools::python;
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{Home, Mounted};
 
@@ -19,9 +20,11 @@ const MEMBER: u64 = 1 << 30;
 const TIMES: usize = 4;
 /// Seconds.
 const RANDOM: &str = "10";
+/// Seconds that a file takes.
+type Measure = dyn Fn(&Path) -> f64;
 
 pub fn run(bench: &mut Bench) {
-    if !bench.wants(&["disk-sequential", "disk-random", "kernel-pages"]) {
+    if !bench.wants(&["disk-sequential", "disk-random", "kernel-pages", "kernel-random", "kernel-mmap"]) {
         return;
     }
     assert!(
@@ -55,7 +58,7 @@ pub fn run(bench: &mut Bench) {
     bench.run(case);
     let random = |file: &Path| {
         drop_pages();
-        figures(1.0 / fio(file))
+        figures(1.0 / fio(file, &["--direct=1"]))
     };
     let case = Case::new(
         "disk-random",
@@ -74,25 +77,43 @@ pub fn run(bench: &mut Bench) {
             of.seconds("cache file").max(of.seconds("FUSE ceiling")) / of.seconds("eo-mount")
         });
     bench.run(case);
-    if !bench.wants(&["kernel-pages"]) {
+    if !bench.wants(&["kernel-pages", "kernel-random", "kernel-mmap"]) {
         return;
     }
     let mounted = mount();
-    let again = |file: &Path| figures(cat(&[file; TIMES]) / TIMES as f64);
+    let member = Big::member(&mounted);
     // Once to fetch them.
-    cat(&[Big::member(&mounted), cached.clone(), memory.file()]);
-    let case =
-        Case::new("kernel-pages", "1 GiB that the kernel holds", "`cat` of a file read before, four times over.");
-    let case = case
-        .contestant("eo-mount", || again(&Big::member(&mounted)))
-        .contestant_but("cache file", "the file in the cache folder itself", || again(&cached))
-        .contestant_but("FUSE ceiling", "a file system that answers from memory, and is not asked", || {
-            again(&memory.file())
-        })
-        .at_least(0.9, Unit::Times, "Speed in that of the file", |of| {
-            of.seconds("cache file") / of.seconds("eo-mount")
-        });
-    bench.run(case);
+    cat(&[&member, &cached, &memory.file()]);
+    let cases: [(&str, &str, &str, &Measure); 3] = [
+        ("kernel-pages", "1 GiB that the kernel holds", "`cat` of a file read before, four times over.", &|file| {
+            cat(&[file; TIMES]) / TIMES as f64
+        }),
+        (
+            "kernel-random",
+            "4 KiB anywhere of what the kernel holds",
+            "`fio`: buffered, 4 jobs for 10 s in 1 GiB that was read before. Time of a read: the reciprocal of what fio gives as IOPS.",
+            // It would drop the pages first.
+            &|file| 1.0 / fio(file, &["--direct=0", "--invalidate=0"]),
+        ),
+        (
+            "kernel-mmap",
+            "1 GiB that the kernel holds, through a memory map",
+            "`numpy.memmap(FILE, numpy.uint64).sum()` of a file read before. The start of Python does not count.",
+            &numpy_sum,
+        ),
+    ];
+    for (key, title, what, measure) in cases {
+        let case = Case::new(key, title, what)
+            .contestant("eo-mount", || figures(measure(&member)))
+            .contestant_but("cache file", "the file in the cache folder itself", || figures(measure(&cached)))
+            .contestant_but("FUSE ceiling", "a file system that answers from memory, and is not asked", || {
+                figures(measure(&memory.file()))
+            })
+            .at_least(0.9, Unit::Times, "Speed in that of the file", |of| {
+                of.seconds("cache file") / of.seconds("eo-mount")
+            });
+        bench.run(case);
+    }
 }
 
 /// A home in whose cache folder the whole member is, checked against its digest.
@@ -128,10 +149,19 @@ fn drop_pages() {
     std::fs::write("/proc/sys/vm/drop_caches", "1").expect("root may drop the kernel's pages");
 }
 
+/// Seconds that the sum of all its numbers takes.
+fn numpy_sum(file: &Path) -> f64 {
+    let script = "import sys, time, numpy\n\
+                  start = time.monotonic()\n\
+                  numpy.memmap(sys.argv[1], numpy.uint64, 'r').sum()\n\
+                  print(time.monotonic() - start)";
+    said(patient(python()).args(["-c", script]).arg(file)).trim().parse().expect("the script prints seconds")
+}
+
 /// Reads a second.
-fn fio(file: &Path) -> f64 {
+fn fio(file: &Path, how: &[&str]) -> f64 {
     let mut command = patient("fio");
-    command.args(["--name=random", "--readonly", "--allow_file_create=0", "--rw=randread", "--bs=4k", "--direct=1"]);
+    command.args(["--name=random", "--readonly", "--allow_file_create=0", "--rw=randread", "--bs=4k"]).args(how);
     command.args(["--ioengine=psync", "--numjobs=4", "--group_reporting", "--time_based", "--output-format=json"]);
     command.arg(format!("--runtime={RANDOM}")).arg(format!("--size={MEMBER}"));
     let said = said(command.arg(format!("--filename={}", file.display())).current_dir(std::env::temp_dir()));

@@ -13,7 +13,7 @@ mod stat;
 use crate::harness::Bench;
 
 /// In the order of the table.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 18] = [
     "patch-cat-l1",
     "patch-cat-l2",
     "patch-cat-l3",
@@ -24,6 +24,8 @@ pub const KEYS: [&str; 16] = [
     "disk-sequential",
     "disk-random",
     "kernel-pages",
+    "kernel-random",
+    "kernel-mmap",
     "latency",
     "stat",
     "stat-ls",

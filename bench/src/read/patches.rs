@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use eo_mount_testing::tools::oras;
-use eo_mount_testing::{Artifact, RealRegistry};
+use eo_mount_testing::{Artifact, Mounted, RealRegistry};
 
 use super::dates;
 use crate::harness::{Bench, Case, Unit};
 use crate::peers::{curl, curl_with_retries, patient, said};
-use crate::site::{Line, blob_url, counted, folder, mount, sample, timed};
+use crate::site::{Line, blob_url, counted, folder, list, mount, sample, timed};
 use crate::storage::{Source, layer, place};
 
 pub const PATCHES: usize = 48;
 /// Of a reference.
 pub const NAME: &str = "pastis:48";
 const MEMBERS: usize = 8;
+/// Contestants: a patch of which nothing is known, and one whose names are.
+const FIRST: &str = "eo-mount";
+const LISTED: &str = "eo-mount, listed";
 /// `oras pull` fetches three layers at once, each over a connection of 200 Mbit/s, on a line that has 1,000.
 const WHAT_THE_CAP_GIVES: f64 = 0.6;
 
@@ -102,28 +105,43 @@ fn run_cat(bench: &mut Bench, patches: &Patches, key: &'static str, line: Line) 
         key,
         "A patch read from end to end",
         format!(
-            "`cat` of the 8 members of a layer of 32.7 MB in the archive's order, in a new mount with an empty cache. {}, \
-             docker-registry.",
+            "`cat` of the 8 members of a layer of 32.7 MB in the archive's order, in a new mount with an empty cache: the first \
+             of an artifact, of which nothing is known, and one whose names were listed before (`ls -lR`, which does not \
+             count). {}, docker-registry.",
             line.says()
         ),
     );
+    let files =
+        |mounted: &Mounted| -> Vec<PathBuf> { members.iter().map(|member| mounted.join(id).join(member)).collect() };
     let case = case
-        .contestant("eo-mount", || {
+        .contestant(FIRST, || {
             let mounted = mount(&link, NAME);
-            let files: Vec<PathBuf> = members.iter().map(|member| mounted.join(id).join(member)).collect();
-            counted(&link, || cat(&files))
+            counted(&link, || cat(&files(&mounted)))
+        })
+        .contestant_but(LISTED, "its names were listed before", || {
+            let mounted = mount(&link, NAME);
+            list(&mounted.join(id), MEMBERS);
+            counted(&link, || cat(&files(&mounted)))
         })
         .contestant_but("curl", "downloads the layer", || {
             counted(&link, || if matches!(line, Line::Bad) { curl_with_retries(&url) } else { curl(&url) })
         });
     bench.run(match line {
-        Line::Capped => {
-            case.at_least(4.0, Unit::Times, "Speed in that of curl", |of| of.seconds("curl") / of.seconds("eo-mount"))
-        }
+        Line::Capped => case
+            .at_least(4.0, Unit::Times, "Speed in that of curl, nothing known", |of| {
+                of.seconds("curl") / of.seconds(FIRST)
+            })
+            .at_least(4.0, Unit::Times, "Speed in that of curl, names listed", |of| {
+                of.seconds("curl") / of.seconds(LISTED)
+            }),
         Line::Bad | Line::Breaking => case,
-        Line::Fast | Line::Loopback => {
-            case.at_most(1.05, Unit::Times, "Time in that of curl", |of| of.seconds("eo-mount") / of.seconds("curl"))
-        }
+        Line::Fast | Line::Loopback => case
+            .at_most(1.05, Unit::Times, "Time in that of curl, nothing known", |of| {
+                of.seconds(FIRST) / of.seconds("curl")
+            })
+            .at_most(1.05, Unit::Times, "Time in that of curl, names listed", |of| {
+                of.seconds(LISTED) / of.seconds("curl")
+            }),
     });
 }
 
