@@ -12,7 +12,7 @@ use super::layer::LayerIndex;
 use super::limits::Limits;
 use super::pieces::Pieces;
 use super::predict::{Habits, Predictor};
-use super::scan::{Scanner, Step};
+use super::scan::{Scanner, Step, TAIL};
 use super::segment::Walker;
 
 /// How requests are cut. All in bytes.
@@ -172,6 +172,11 @@ impl Indexer {
             return pieces.map(|at| at..self.next_piece(at).min(size)).collect();
         }
         let mut ahead: Vec<Range<u64>> = self.predictor.expected().cloned().collect();
+        let tail = size.saturating_sub(TAIL);
+        if self.is_early() && self.needed.start < tail {
+            // The archive's end is needed in any case: beside the first headers it takes no round trip of its own.
+            ahead.push(tail..size);
+        }
         if self.lonely >= LONELY && !self.predictor.is_guessing() {
             self.send_walkers(free);
         }
