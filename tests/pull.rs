@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use eo_mount_testing::fixtures::{PythonTar, RawTar, Sample, TarFormat, everything_tar, patch_tar};
+use eo_mount_testing::python::python_says;
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
     ALWAYS, Artifact, EoMount, Fault, Finished, Home, Matcher, Program, RealRegistry, ScriptedRegistry, run, sha256,
@@ -397,6 +398,43 @@ fn diff(a: &Path, b: &Path) -> String {
     diff.args(["-r", "--no-dereference"]).args([a, b]);
     let said = run(&mut diff, Duration::from_secs(60));
     said.text().lines().filter(|line| !line.contains("-device") && !line.contains("is a fifo")).collect()
+}
+
+#[test]
+fn members_that_cannot_be_read_are_named_and_the_others_extracted() {
+    let archives = tempfile::tempdir().unwrap();
+    let script = "
+import os, sys, tarfile, zipfile
+os.chdir(sys.argv[1])
+link = zipfile.ZipInfo('link')
+link.create_system, link.external_attr = 3, 0o120777 << 16
+with zipfile.ZipFile('zip.zip', 'w') as z:
+    z.writestr('a', 'whole')
+    z.writestr('bzip2', 'b' * 1000, zipfile.ZIP_BZIP2)
+    z.writestr('damaged', 'before')
+    z.writestr(link, 'broken')
+    z.writestr('z', 'whole')
+data = open('zip.zip', 'rb').read()
+open('zip.zip', 'wb').write(data.replace(b'before', b'behind').replace(b'broken', b'wrecks'))
+with tarfile.open('tar.tar', 'w') as t:
+    for name, kind in (('a', tarfile.REGTYPE), ('nowhere', tarfile.SYMTYPE), ('z', tarfile.REGTYPE)):
+        member = tarfile.TarInfo(name)
+        member.type = kind
+        t.addfile(member)
+";
+    python_says(script, &[archives.path()]);
+    let read = |name: &str| fs::read(archives.path().join(name)).unwrap();
+    let artifact = Artifact::new().tar("tar.tar", read("tar.tar"));
+    let dataset = Dataset::of(artifact.layer(Some("zip.zip"), "application/zip", read("zip.zip")));
+    let said = dataset.pull(&["--extract"]);
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    for path in ["tar/nowhere: ", "zip/link: "] {
+        assert_eq!(said.stderr.matches(path).count(), 1, "{path} in {}", said.stderr);
+    }
+    assert!(said.stderr.contains("and so are 2 others"), "{}", said.stderr);
+    let names: Vec<String> = dataset.names().into_iter().filter(|name| !name.starts_with('.')).collect();
+    assert_eq!(names, ["config.json", "tar", "tar/a", "tar/z", "zip", "zip/a", "zip/z"]);
+    assert_eq!(fs::read(dataset.out.path().join("zip/a")).unwrap(), b"whole");
 }
 
 #[test]

@@ -570,7 +570,7 @@ fn scan_zip(
             }
             ZipStep::Link(member) => {
                 assert!(member.size <= limits().name_bytes);
-                scanner.link(b"target")?;
+                scanner.link(Some(b"target"))?;
             }
             ZipStep::End(index) => return Ok(*index),
         }

@@ -69,7 +69,7 @@ impl Zip {
         let (start, end) = (member.place, member.place.saturating_add(member.size));
         let blob = &self.members.blob;
         match member.method {
-            Method::Unreadable(reason) => Err(Error::new(ErrorKind::Io, &blob.digest, reason)),
+            Method::Unreadable(reason) => Err(Error::new(ErrorKind::Unsupported, &blob.digest, reason)),
             Method::Stored => {
                 let data = self.members.data_start(member).await?;
                 let wanted = data.saturating_add(range.start - start)..data.saturating_add(range.end - start);
@@ -128,20 +128,21 @@ impl BlobSource for Inflated {
 }
 
 /// The whole content of a member whose length the caller has bounded; for targets of symbolic links, which are
-/// `Limits::name_bytes` at most.
-pub async fn read_small_member(headers: &dyn BlobSource, blob: &Descriptor, member: &ZipMember) -> Result<Bytes> {
-    if let Method::Unreadable(reason) = member.method {
-        return Err(Error::new(ErrorKind::Io, &blob.digest, reason));
-    }
+/// `Limits::name_bytes` at most. `None`: it is damaged.
+pub async fn read_small_member(
+    headers: &dyn BlobSource,
+    blob: &Descriptor,
+    member: &ZipMember,
+) -> Result<Option<Bytes>> {
     let local = headers.read(blob, member.header..member.header.saturating_add(30).min(blob.size)).await?;
-    let start = data_start(member.header, &local).map_err(|error| error.on(&blob.digest))?;
+    let Ok(start) = data_start(member.header, &local) else { return Ok(None) };
     let end = start.saturating_add(member.packed);
     if end > blob.size {
-        return Err(damaged(blob));
+        return Ok(None);
     }
     let packed = headers.read(blob, start..end).await?;
     let (member, blob) = (member.clone(), blob.clone());
-    blocking(&blob.clone(), move || content_of(&blob, &member, packed)).await
+    blocking(&blob.clone(), move || Ok(content_of(&blob, &member, packed).ok())).await
 }
 
 fn content_of(blob: &Descriptor, member: &ZipMember, packed: Bytes) -> Result<Bytes> {

@@ -57,6 +57,8 @@ pub struct Scanner {
     members: u64,
     /// Where the headers of the last member start.
     last: u64,
+    /// Where its content ends as its header has it, though none is expected of its kind.
+    claimed_end: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -107,6 +109,7 @@ impl Scanner {
             global: Records::default(),
             members: 0,
             last: 0,
+            claimed_end: 0,
         }
     }
 
@@ -242,13 +245,17 @@ impl Scanner {
     }
 
     fn header(&mut self, block: &[u8; BLOCK as usize]) -> Result<Option<Member>, ScanError> {
-        let offset = self.pos;
+        let (offset, claimed_end) = (self.pos, std::mem::take(&mut self.claimed_end));
         if block.iter().all(|&byte| byte == 0) {
             // One is enough for GNU tar ("A lone zero block"), whatever follows. tar-core goes on behind a single one.
             self.state = State::Tail;
             return Ok(None);
         }
         if !header::checksum_holds(block) {
+            if (offset..=self.blob_size).contains(&claimed_end) && claimed_end > offset {
+                self.pos = claimed_end;
+                return Ok(None);
+            }
             return Err(match offset {
                 0 => ScanError::NotTar { offset },
                 _ => ScanError::Checksum { offset },

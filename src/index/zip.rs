@@ -102,14 +102,14 @@ pub struct ZipScanner {
     members: Vec<ZipMember>,
     end: u64,
     /// A link that waits for its target.
-    pending: Option<Box<Member>>,
+    pending: Option<Box<(Member, ZipMember)>>,
 }
 
 #[derive(Debug, Clone)]
 enum State {
     Tail,
-    /// The ZIP64 end record at this byte.
-    End64(u64),
+    /// The ZIP64 end record at this byte, or else at that one; or else there is none but this.
+    End64(u64, u64, End),
     /// What is left of the directory, and how far offsets are off: bytes stand before the archive.
     Directory {
         left: Range<u64>,
@@ -119,11 +119,14 @@ enum State {
 }
 
 /// What an end record says.
+#[derive(Debug, Clone, Copy)]
 struct End {
     /// Where the end record starts: the directory lies before it.
     at: u64,
     size: u64,
     offset: u64,
+    /// Others come before.
+    is_part: bool,
 }
 
 impl ZipScanner {
@@ -138,7 +141,7 @@ impl ZipScanner {
         loop {
             let needed = match &self.state {
                 State::Tail => self.blob_size.saturating_sub(TAIL)..self.blob_size,
-                State::End64(at) => *at..at.saturating_add(56).min(self.blob_size),
+                State::End64(at, ..) => *at..at.saturating_add(56).min(self.blob_size),
                 State::Directory { left, .. } if left.is_empty() => {
                     return Ok(ZipStep::End(Box::new(self.finish())));
                 }
@@ -149,10 +152,12 @@ impl ZipScanner {
             let whole = window.and_then(|window| window.get(..length));
             match (&self.state, whole, window) {
                 (State::Tail, Some(tail), _) => self.tail(needed.start, tail)?,
-                (State::End64(end), Some(record), _) => {
-                    let end = end64(*end, record)?;
-                    self.directory(&end)?;
-                }
+                (&State::End64(at, other, end), Some(record), _) => match record.starts_with(END64) {
+                    true => self.directory(&end64(at, record)?)?,
+                    false if at != other => self.state = State::End64(other, other, end),
+                    // What looks like its locator is a part of the last member's record.
+                    false => self.directory(&end)?,
+                },
                 (State::Directory { .. }, whole, window) => {
                     // Anything that holds a whole record will do, for one window serves many of them.
                     let read = match whole.or(window) {
@@ -170,42 +175,67 @@ impl ZipScanner {
         }
     }
 
-    /// The target of the link that [`ZipStep::Link`] asked for.
-    pub fn link(&mut self, target: &[u8]) -> Result<(), ZipError> {
-        if let Some(member) = self.pending.take() {
-            self.builder.push(Member { link: record::c_string(target).to_vec(), ..*member })?;
-        }
-        Ok(())
+    /// The target of the link that [`ZipStep::Link`] asked for. `None`: it is damaged, and shown as a file that cannot
+    /// be read.
+    pub fn link(&mut self, target: Option<&[u8]>) -> Result<(), ZipError> {
+        let Some((made, member)) = self.pending.take().map(|pending| *pending) else { return Ok(()) };
+        let made = match target {
+            Some(target) => Member { link: record::c_string(target).to_vec(), ..made },
+            None => {
+                let method = Method::Unreadable("the symbolic link is damaged");
+                let (kind, size) = (MemberKind::Entry(Kind::File), member.size);
+                Member { kind, size, data: self.put(ZipMember { method, ..member })?, ..made }
+            }
+        };
+        Ok(self.builder.push(made)?)
+    }
+
+    /// Gives a file the next place.
+    fn put(&mut self, member: ZipMember) -> Result<Range<u64>, ZipError> {
+        let place = member.place..member.place.saturating_add(member.size);
+        // Also an empty one has a place of its own: nobody else is found there.
+        let past = place.start.checked_add(member.size.max(1)).and_then(|end| end.checked_next_multiple_of(ALIGN));
+        self.end = past
+            .filter(|end| i64::try_from(*end).is_ok())
+            .ok_or(ZipError::Damaged("its members are longer than any file"))?;
+        self.members.push(member);
+        self.within_memory()?;
+        Ok(place)
     }
 
     fn tail(&mut self, start: u64, tail: &[u8]) -> Result<(), ZipError> {
         // A comment may hold what looks like an end record: the one whose comment ends with the blob is it.
-        let fits = |at: &usize, exactly: bool| {
-            let comment = field16(tail, at.saturating_add(20)).map(usize::from);
-            let end = comment.map(|comment| at.saturating_add(22).saturating_add(comment));
-            end.is_some_and(|end| if exactly { end == tail.len() } else { end <= tail.len() })
+        // Else it is the last, also where its comment is cut off.
+        let comment_end = |at: &usize| {
+            let comment = field16(tail, at.saturating_add(20)).map(usize::from)?;
+            Some(at.saturating_add(22).saturating_add(comment))
         };
         let records = || (0..tail.len()).rev().filter(|&at| tail.get(at..).is_some_and(|rest| rest.starts_with(END)));
-        let found = records().find(|at| fits(at, true)).or_else(|| records().find(|at| fits(at, false)));
+        let exact = records().find(|at| comment_end(at) == Some(tail.len()));
+        let found = exact.or_else(|| records().find(|at| comment_end(at).is_some()));
         let at = found.ok_or(ZipError::NoEnd)?;
-        let locator = at.checked_sub(20).and_then(|at| tail.get(at..)).filter(|rest| rest.starts_with(LOCATOR64));
-        if let Some(offset) = locator.and_then(|locator| field64(locator, 8)) {
-            let locator_at = start.saturating_add(at as u64).saturating_sub(20);
-            // Written before the archive got something in front: the record stands right before its locator.
-            let record = if offset.saturating_add(56) <= locator_at { offset } else { locator_at.saturating_sub(56) };
-            self.state = State::End64(record);
-            return Ok(());
-        }
         let record = tail.get(at..).unwrap_or_default();
         let (size, offset) = (field32(record, 12), field32(record, 16));
         let (Some(size), Some(offset)) = (size, offset) else { return Err(ZipError::NoEnd) };
-        if field16(record, 4) != Some(0) || field16(record, 6) != Some(0) {
-            return Err(ZipError::Parts);
-        }
-        self.directory(&End { at: start.saturating_add(at as u64), size: u64::from(size), offset: u64::from(offset) })
+        let end = End {
+            at: start.saturating_add(at as u64),
+            size: u64::from(size),
+            offset: u64::from(offset),
+            is_part: field16(record, 4) != Some(0) || field16(record, 6) != Some(0),
+        };
+        let locator = at.checked_sub(20).and_then(|at| tail.get(at..)).filter(|rest| rest.starts_with(LOCATOR64));
+        let Some(located) = locator.and_then(|locator| field64(locator, 8)) else { return self.directory(&end) };
+        // Right before its locator, unless it is a longer one: what the locator says is wrong where an archive got
+        // something in front.
+        let before = end.at.saturating_sub(20 + 56);
+        self.state = State::End64(before, located.min(before), end);
+        Ok(())
     }
 
     fn directory(&mut self, end: &End) -> Result<(), ZipError> {
+        if end.is_part {
+            return Err(ZipError::Parts);
+        }
         let start =
             end.at.checked_sub(end.size).ok_or(ZipError::Damaged("its directory is longer than the archive"))?;
         let before = start.checked_sub(end.offset).ok_or(ZipError::Damaged("its directory lies outside"))?;
@@ -250,17 +280,8 @@ impl ZipScanner {
             kind => kind,
         };
         let place = self.end;
-        let size = if kind == Kind::File { record.size } else { 0 };
         let member = ZipMember { place, size: record.size, packed: record.packed, header, crc: record.crc, method };
-        if kind == Kind::File {
-            // Also an empty one has a place of its own: nobody else is found there.
-            let past = place.checked_add(size.max(1)).and_then(|end| end.checked_next_multiple_of(ALIGN));
-            self.end = past
-                .filter(|end| i64::try_from(*end).is_ok())
-                .ok_or(ZipError::Damaged("its members are longer than any file"))?;
-            self.members.push(member.clone());
-            self.within_memory()?;
-        }
+        let data = if kind == Kind::File { self.put(member.clone())? } else { place..place };
         let made = Member {
             header,
             next: 0,
@@ -270,8 +291,8 @@ impl ZipScanner {
             uid: record.uid,
             gid: record.gid,
             mtime: record.mtime(),
-            size,
-            data: place..place.saturating_add(size),
+            size: data.end.saturating_sub(data.start),
+            data,
             sparse: None,
             link: Vec::new(),
             rdev: 0,
@@ -279,7 +300,7 @@ impl ZipScanner {
         };
         self.check_name(&made.path)?;
         if kind == Kind::Symlink {
-            self.pending = Some(Box::new(made));
+            self.pending = Some(Box::new((made, member.clone())));
             return Ok(Read::Link(member));
         }
         self.builder.push(made)?;
@@ -352,14 +373,9 @@ fn mark_those_before(members: &mut [ZipMember]) {
 
 fn end64(at: u64, record: &[u8]) -> Result<End, ZipError> {
     const CUT: ZipError = ZipError::Damaged("its ZIP64 end record is cut off");
-    if !record.starts_with(END64) {
-        return Err(ZipError::Damaged("its ZIP64 end record is none"));
-    }
     let (size, offset) = (field64(record, 40).ok_or(CUT)?, field64(record, 48).ok_or(CUT)?);
-    if field32(record, 16) != Some(0) || field32(record, 20) != Some(0) {
-        return Err(ZipError::Parts);
-    }
-    Ok(End { at, size, offset })
+    let is_part = field32(record, 16) != Some(0) || field32(record, 20) != Some(0);
+    Ok(End { at, size, offset, is_part })
 }
 
 fn field16(bytes: &[u8], at: usize) -> Option<u16> {

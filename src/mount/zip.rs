@@ -34,7 +34,7 @@ pub async fn open(layer: &Descriptor, sources: &Arc<Sources>) -> Result<Unpacked
             }
             ZipStep::Link(member) => {
                 let target = read_small_member(sources.chunks.as_ref(), layer, &member).await?;
-                scanner.link(&target).map_err(|error| error.on(&layer.digest))?;
+                scanner.link(target.as_deref()).map_err(|error| error.on(&layer.digest))?;
             }
             ZipStep::End(found) => break found,
         }

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::task::block_in_place;
 
 use super::folder::{Folder, failed, is_one_name};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Attributes, Ino, Kind, Mount};
 
 /// Bytes read at once, and how many such reads are under way for one file.
@@ -67,9 +67,22 @@ impl<'a> Extraction<'a> {
             let (above, name) = block_in_place(|| output.to(path)).map_err(|error| self.failed(path, &error))?;
             steps.push(Step::Make(above, name, top));
         }
+        let mut unreadable = Vec::new();
         while let Some(step) = steps.pop() {
             match step {
-                Step::Make(folder, name, attributes) => self.make(&folder, &name, attributes, &mut steps).await?,
+                Step::Make(folder, name, attributes) => {
+                    let is_directory = attributes.kind == Kind::Directory;
+                    match self.make(&folder, &name, attributes, &mut steps).await {
+                        // The others are no worse for it.
+                        Err(error)
+                            if !is_directory && matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported) =>
+                        {
+                            let object = folder.path().join(name).display().to_string();
+                            unreadable.push(Error { object, ..error });
+                        }
+                        made => made?,
+                    }
+                }
                 Step::Finish(folder, attributes, mode) => {
                     let finish = || {
                         let dir = File::from(folder.fd().try_clone()?);
@@ -80,7 +93,12 @@ impl<'a> Extraction<'a> {
                 }
             }
         }
-        Ok(())
+        let others = unreadable.len().saturating_sub(1);
+        match unreadable.into_iter().next() {
+            Some(first) if others > 0 => Err(first.hint(format!("and so are {others} others"))),
+            Some(first) => Err(first),
+            None => Ok(()),
+        }
     }
 
     async fn make(&mut self, folder: &Folder, name: &OsStr, found: Attributes, steps: &mut Vec<Step>) -> Result<()> {
@@ -146,6 +164,9 @@ impl<'a> Extraction<'a> {
             },
             Kind::Symlink => {
                 let target = self.mount.read_link(found.ino).await?;
+                if target.is_empty() {
+                    return Err(Error::new(ErrorKind::Corrupt, "", "the symbolic link has no target"));
+                }
                 let link = || {
                     symlinkat(OsStr::from_bytes(&target), folder.fd(), name)?;
                     utimensat(folder.fd(), name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)

@@ -32,21 +32,24 @@ impl Scanner {
 
         // GNU tar takes no data behind these, whatever their size says (tried with 1.34); a directory's is a quota.
         let has_data = !matches!(flag, b'1'..=b'6');
-        let size = match records.size.or(self.global.size).flatten() {
-            _ if !has_data => 0,
-            Some(size) if size > i64::MAX as u64 => {
-                return Err(ScanError::Number { offset, field: "size" });
-            }
-            Some(size) => size,
-            None => self.size(header)?,
+        let claimed = match records.size.or(self.global.size).flatten() {
+            Some(size) if size > i64::MAX as u64 => Err(ScanError::Number { offset, field: "size" }),
+            Some(size) => Ok(size),
+            None => self.size(header),
         };
         // With a slash at its end it is a directory of BSD's tar, which has none either; but GNU tar wants a size that
         // is one.
         let is_directory = matches!(flag, b'0' | b'\0' | b'7') && path.ends_with(b"/");
-        let size = if is_directory { 0 } else { size };
+        // POSIX lets a hard link of a PAX archive have data (pax, `-o linkdata`): it has, if no header stands there.
+        let (size, claimed) = match claimed {
+            claimed if !has_data => (0, claimed.unwrap_or(0)),
+            Ok(claimed) if is_directory => (0, claimed),
+            claimed => claimed.map(|size| (size, size))?,
+        };
         let start = self.pos.saturating_add(BLOCK);
         let next = start.saturating_add(padded(size));
         self.must_hold(offset, &path, next)?;
+        self.claimed_end = start.saturating_add(padded(claimed));
 
         let kind = match flag {
             b'1' => MemberKind::HardLink,

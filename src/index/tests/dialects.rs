@@ -31,6 +31,24 @@ fn a_prefix_of_ustar_only() {
     assert_eq!(full.path.len(), 256);
 }
 
+/// As `pax -o linkdata` writes them (POSIX). Sizes without data behind them are passed over, as ever.
+#[test]
+fn a_link_or_directory_that_brings_data_along_is_passed_over_with_it() {
+    let data = [7; 700];
+    let link = |flag, size| Block::new("l/", flag, size).link("a");
+    let paths = |blocks: &[Vec<u8>]| members(blocks).into_iter().map(|member| member.path).collect::<Vec<_>>();
+    for flag in [b'1', b'5', b'0'] {
+        let with_data = [file("a", &data), link(flag, 700).with(&data), file("b", b"1")];
+        assert_eq!(paths(&with_data), [&b"a"[..], b"l/", b"b"], "{flag}");
+        let without = [file("a", &data), link(flag, 700).sealed(), file("b", b"1"), file("c", &[0; 900])];
+        assert_eq!(paths(&without), [&b"a"[..], b"l/", b"b", b"c"], "{flag}");
+    }
+    // What ends behind the archive is none, and no other member's data is passed over.
+    for blocks in [[link(b'1', 1 << 20).sealed(), vec![]], [link(b'1', 4000).sealed(), file("b", b"")]] {
+        assert!(matches!(error(&[&blocks[..], &[vec![7; 8192]]].concat()), ScanError::Checksum { .. }));
+    }
+}
+
 #[test]
 fn gnu_long_names_and_links() {
     let long = "n/".repeat(200);

@@ -133,14 +133,14 @@ impl<'a> Record<'a> {
     }
 
     pub fn path(&self) -> Vec<u8> {
-        if self.flags & UTF8 != 0 || UNIX.contains(&self.host) && self.unicode_name.is_none() {
-            return self.name.to_vec();
-        }
-        if let Some(name) = self.unicode_name {
-            return name.to_vec();
-        }
-        let mut path = cp437::to_utf8(self.name);
-        // Some writers for FAT take the separator of their system (Info-ZIP mends it, too).
+        let mut path = match self.unicode_name {
+            _ if self.flags & UTF8 != 0 => self.name.to_vec(),
+            Some(name) => name.to_vec(),
+            None if UNIX.contains(&self.host) => self.name.to_vec(),
+            None => cp437::to_utf8(self.name),
+        };
+        // Some writers for FAT take the separator of their system (Info-ZIP mends it, too), WinZip only in the name in
+        // UTF-8.
         if self.host == 0 && !path.contains(&b'/') {
             path.iter_mut().filter(|byte| **byte == b'\\').for_each(|byte| *byte = b'/');
         }
@@ -150,10 +150,9 @@ impl<'a> Record<'a> {
     pub fn kind(&self) -> Kind {
         let kind = if UNIX.contains(&self.host) { self.external >> 16 & S_IFMT } else { 0 };
         match kind {
-            _ if self.name.ends_with(b"/") => Kind::Directory,
+            _ if self.name.ends_with(b"/") || self.path().ends_with(b"/") => Kind::Directory,
             0o040_000 => Kind::Directory,
             0o120_000 => Kind::Symlink,
-            0o010_000 => Kind::Fifo,
             // FAT's bit for directories.
             0 if self.external & 0x10 != 0 && self.size == 0 => Kind::Directory,
             _ => Kind::File,

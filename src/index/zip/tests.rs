@@ -15,7 +15,7 @@ fn scan(blob: &[u8]) -> Result<ZipIndex, ZipError> {
                 at = range.start;
                 bytes = &blob[range.start as usize..range.end as usize];
             }
-            ZipStep::Link(_) => scanner.link(b"target")?,
+            ZipStep::Link(member) => scanner.link((member.crc != 0).then_some(b"target"))?,
             ZipStep::End(index) => return Ok(*index),
         }
     }
@@ -77,10 +77,15 @@ fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
 #[test]
 fn modes_times_and_names_are_those_of_the_writer() {
     let time = [&0x5455_u16.to_le_bytes()[..], &[5, 0, 1], &(-5_i32).to_le_bytes()].concat();
+    let of_winzip =
+        [b"\x75\x70\x0b\0\x01", &crc32fast::hash(b"dir/\x81").to_le_bytes()[..], "dir\\ü".as_bytes()].concat();
     let blob = archive(&[
         Entry { extra: &time, ..PLAIN },
         Entry { name: b"caf\x82", host: 0, external: 0, ..PLAIN },
         Entry { name: b"dir\\x", host: 0, external: 0, ..PLAIN },
+        Entry { name: "dir\\ö".as_bytes(), flags: 1 << 11, host: 0, external: 0, ..PLAIN },
+        Entry { name: b"dir\\below\\", host: 0, external: 0, data: b"", size: 0, ..PLAIN },
+        Entry { name: b"dir/\x81", host: 0, external: 0, extra: &of_winzip, ..PLAIN },
         Entry { name: b"bytes\xff", ..PLAIN },
         Entry { name: "ü".as_bytes(), flags: 1 << 11, host: 0, ..PLAIN },
         Entry { name: b"link", external: 0o120_777 << 16, ..PLAIN },
@@ -95,16 +100,27 @@ fn modes_times_and_names_are_those_of_the_writer() {
     assert_eq!((a.mode, a.mtime.secs, a.size), (0o640, -5, 4));
     let cafe = entry(&["café"]);
     assert_eq!((cafe.mode, cafe.mtime.secs), (0o644, 1_582_979_696));
-    entry(&["dir", "x"]);
+    for name in ["x", "ö", "ü"] {
+        assert_eq!(entry(&["dir", name]).kind, Kind::File);
+    }
+    assert_eq!(entry(&["dir", "below"]).kind, Kind::Directory);
     entry(&["ü"]);
     entry(&["b"]);
     assert!(index.lookup(LayerIndex::ROOT, b"bytes\xff").is_some());
     assert_eq!(index.link_target(index.lookup(LayerIndex::ROOT, b"link").unwrap()), b"target");
-    assert_eq!((members.len(), index.warnings().len()), (6, 1));
+    assert_eq!((members.len(), index.warnings().len()), (8, 1));
     for member in &members {
         let start = data_start(member.header, &blob[member.header as usize..]).unwrap() as usize;
         assert_eq!(&blob[start..start + 4], b"data");
     }
+}
+
+/// `zip` notes what it was fed from: a pipe, as `-`. All readers make a file of it.
+#[test]
+fn what_came_from_a_pipe_is_a_file() {
+    let index = scan(&archive(&[Entry { name: b"-", external: 0o010_600 << 16, ..PLAIN }])).unwrap().index;
+    let entry = index.entry(index.lookup(LayerIndex::ROOT, b"-").unwrap()).unwrap();
+    assert_eq!((entry.kind, entry.size, entry.mode), (Kind::File, 4, 0o600));
 }
 
 /// Such an index could be stored, and would have been refused when it was read.
@@ -115,7 +131,8 @@ fn a_name_with_a_nul_ends_there() {
     let names: Vec<_> = found.children(LayerIndex::ROOT).iter().map(|child| found.name_of(child)).collect();
     assert_eq!(names, [b"a", b"d"]);
     let mut scanner = ZipScanner::new(1000, Limits::default());
-    scanner.pending = Some(Box::new(Member {
+    let member = scan(&blob).unwrap().members.remove(0);
+    let made = Member {
         header: 0,
         next: 0,
         path: b"link".to_vec(),
@@ -130,8 +147,9 @@ fn a_name_with_a_nul_ends_there() {
         link: Vec::new(),
         rdev: 0,
         xattrs: Vec::new(),
-    }));
-    scanner.link(b"target\0more").unwrap();
+    };
+    scanner.pending = Some(Box::new((made, member)));
+    scanner.link(Some(b"target\0more")).unwrap();
     let index = scanner.finish().index;
     assert_eq!(index.link_target(index.lookup(LayerIndex::ROOT, b"link").unwrap()), b"target");
 }
@@ -174,6 +192,18 @@ fn what_cannot_be_read_is_listed_with_the_reason() {
     }
 }
 
+/// One link was the end of the whole layer.
+#[test]
+fn a_link_that_is_damaged_is_a_file_that_cannot_be_read() {
+    let mut blob = archive(&[Entry { name: b"link", external: 0o120_777 << 16, ..PLAIN }, PLAIN]);
+    let crc = blob.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap() + 16;
+    blob[crc..crc + 4].fill(0);
+    let ZipIndex { index, members, .. } = scan(&blob).unwrap();
+    let link = index.entry(index.lookup(LayerIndex::ROOT, b"link").unwrap()).unwrap();
+    assert_eq!((link.kind, link.size), (Kind::File, 4));
+    assert!(matches!(members[0].method, Method::Unreadable(_)) && members[1].method == Method::Stored);
+}
+
 /// It shared the place of the next one, which was not found there when its local header came first in the blob.
 #[test]
 fn an_empty_member_has_a_place_of_its_own() {
@@ -200,6 +230,7 @@ fn comments_prefixes_and_cuts() {
     commented[at] = 30;
     commented.extend(b"PK\x05\x06 looks like the end record");
     assert_eq!(scan(&commented[..at + 32]).unwrap().members.len(), 2);
+    assert_eq!(scan(&blob[..at].iter().copied().chain([30, 0, b'c']).collect::<Vec<_>>()).unwrap().members.len(), 2);
     let prefixed = [&[7; 1000], &blob[..]].concat();
     let found = scan(&prefixed).unwrap();
     assert_eq!(found.members[0].header, 1000);
@@ -207,6 +238,36 @@ fn comments_prefixes_and_cuts() {
         assert!(scan(&blob[..end]).is_err(), "{end}");
     }
     assert!(scan(&archive(&[])).unwrap().members.is_empty());
+}
+
+/// A ZIP64 end record and its locator in front of the end record, which leaves the numbers to them.
+fn with_end64(mut blob: Vec<u8>, extensible: &[u8]) -> Vec<u8> {
+    let end = blob.split_off(blob.len() - 22);
+    let (at, number) = (blob.len() as u64, |at| u64::from(field32(&end, at).unwrap()).to_le_bytes());
+    blob.extend(b"PK\x06\x06");
+    blob.extend((44 + extensible.len() as u64).to_le_bytes());
+    blob.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    blob.extend([2, 0, 0, 0, 0, 0, 0, 0].repeat(2));
+    blob.extend([number(12), number(16)].concat());
+    blob.extend([extensible, b"PK\x06\x07\0\0\0\0"].concat());
+    blob.extend(at.to_le_bytes());
+    blob.extend([1, 0, 0, 0]);
+    [blob, b"PK\x05\x06\0\0\0\0".to_vec(), vec![0xff; 12], vec![0, 0]].concat()
+}
+
+/// The locator says where the end record was before the archive got something in front: a program that unpacks it.
+#[test]
+fn a_zip64_archive_with_something_in_front_is_read() {
+    let blob = archive(&[PLAIN, Entry { name: b"b", ..PLAIN }]);
+    for (extensible, before) in [(&b""[..], 0), (b"extensible data", 0), (b"", 1000), (b"", 10)] {
+        let found = scan(&[vec![7; before], with_end64(blob.clone(), extensible)].concat()).unwrap();
+        let headers: Vec<_> = found.members.iter().map(|member| member.header).collect();
+        assert_eq!(headers, [before as u64, before as u64 + 35], "{before}");
+    }
+    assert!(scan(&with_end64(blob, b"")[1..]).is_err());
+    // What a member's name makes of it is none.
+    let name = [&b"PK\x06\x06".repeat(13)[..], b"xPK\x06\x07", &[b'x'; 16]].concat();
+    assert_eq!(scan(&archive(&[PLAIN, Entry { name: &name[3..], ..PLAIN }])).unwrap().members.len(), 2);
 }
 
 proptest! {
