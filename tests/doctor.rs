@@ -99,6 +99,40 @@ fn a_registry_without_ranges_is_found_out_and_costs_no_layer() {
     assert_eq!(said.code, 1);
     marks(&said.text(), &["manifest", "/dev/fuse"], &[("range", "the whole blob"), NO_REFERRERS]);
     assert_eq!(registry.blob_requests(), 1);
+    registry.clear_faults();
+    registry.fault(Matcher::blobs(), Fault::WrongContentRange, ALWAYS);
+    let said = doctor(&[&reference]);
+    assert_eq!(said.code, 1);
+    marks(&said.text(), &["manifest"], &[("range", "the registry answers with `bytes"), NO_REFERRERS]);
+}
+
+#[test]
+fn doctor_looks_where_registries_conf_sends_a_mount() {
+    let [registry, mirror] = std::array::from_fn(|_| ScriptedRegistry::start());
+    pushed(&registry);
+    let conf = tempfile::NamedTempFile::new().unwrap();
+    let table = format!(
+        "[[registry]]\nprefix = \"data.example\"\nlocation = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"\n\
+         [[registry]]\nprefix = \"evil.example\"\nblocked = true\n",
+        registry.address(),
+        mirror.address()
+    );
+    fs::write(conf.path(), table).unwrap();
+    let home = Home::new();
+    let doctor = |reference: &str| {
+        let call = EoMount::bare(env!("CARGO_BIN_EXE_eo-mount")).home(&home).args(["doctor", reference]);
+        call.env("CONTAINERS_REGISTRIES_CONF", conf.path()).output()
+    };
+    let said = doctor("data.example/data:v1").expect_success("doctor").text();
+    marks(&said, &["name", "mirror", "connection", "manifest", "range", "redirect"], &[NO_REFERRERS]);
+    assert!(line(&said, "name").contains("127.0.0.1") && line(&said, "mirror").contains(&mirror.address()), "{said}");
+    assert!(line(&said, "redirect").contains("the registry itself"), "{said}");
+    mirror.go_down();
+    let said = doctor("data.example/data:v1").expect_success("doctor").text();
+    marks(&said, &["connection", "manifest"], &[("mirror", "Connection refused"), NO_REFERRERS]);
+    let said = doctor("evil.example/data:v1");
+    assert_eq!(said.code, 1);
+    marks(&said.text(), &LOCAL, &[("connection", "registries.conf blocks evil.example")]);
 }
 
 #[test]

@@ -132,6 +132,46 @@ fn what_we_logged_in_to_oras_and_skopeo_read_and_logout_ends_it() {
 }
 
 #[test]
+fn a_login_is_checked_and_kept_where_registries_conf_sends_mounts() {
+    let registry = basic();
+    let home = Home::new();
+    let conf = home.path().join("registries.conf");
+    let elsewhere = registry.address().replace("127.0.0.1", "0.0.0.0");
+    let table = format!(
+        "[[registry]]\nprefix = \"data.example\"\nlocation = \"{elsewhere}\"\ninsecure = true\n\
+         [[registry]]\nprefix = \"evil.example\"\nblocked = true\n"
+    );
+    fs::write(&conf, table).unwrap();
+    let call = |arguments: &[&str]| verb(&home, arguments).env("CONTAINERS_REGISTRIES_CONF", &conf);
+    let list = || call(&["ls", "data.example/org/data:v1", "good"]);
+    let login = |registry: &str| call(&["login", registry, "-u", USERNAME, "--password-stdin"]).input(PASSWORD);
+    let refused = |call: EoMount, cause: &str| {
+        let said = call.output();
+        assert!(said.code == 1 && said.stderr.contains(cause), "{}", said.stderr);
+    };
+    refused(list(), "asks for a login");
+    let said = login("data.example").output().expect_success("login");
+    assert!(said.text().contains(&format!("for {elsewhere}, as registries.conf says")), "{}", said.text());
+    assert!(said.stderr.contains("spoken to without TLS"), "{}", said.stderr);
+    lists(list());
+    call(&["logout", "data.example"]).output().expect_success("logout");
+    refused(list(), "asks for a login");
+    refused(login("evil.example"), "registries.conf blocks evil.example");
+    refused(call(&["logout", "evil.example"]), "there is no login for it");
+}
+
+#[test]
+fn a_registry_that_asks_for_another_kind_of_login_is_quoted() {
+    let registry = basic();
+    for said in ["Digest realm=\"x\", nonce=\"y\"", "Bearer realm=\"http://127.0.0.1/token", "Negotiate"] {
+        registry.clear_faults();
+        let challenge = vec![("WWW-Authenticate".to_owned(), said.to_owned())];
+        registry.fault(Matcher::any(), Fault::Status(401, challenge, String::new()), ALWAYS);
+        refused(ls(&registry, &Home::new()), &format!("another way than Basic and Bearer: `{said}`"), "operator");
+    }
+}
+
+#[test]
 fn a_wrong_password_is_named_and_kept_nowhere() {
     let guarded = Guarded::start();
     let home = Home::new();

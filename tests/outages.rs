@@ -341,3 +341,28 @@ fn one_reader_uses_few_connections_where_one_fills_the_line_and_more_where_each_
     let (few, more) = (used(None), used(Some(32 * megabits)));
     assert!(few <= 6 && more >= 7, "{few} and {more} connections");
 }
+
+#[test]
+fn many_readers_of_a_slow_link_get_on_though_not_all_can_in_one_timeout() {
+    let (registry, bytes) = (ScriptedRegistry::start(), noise(3, 16 << 20));
+    Artifact::new().layer(Some("a.bin"), "application/octet-stream", bytes.clone()).push(&registry, "pastis", "t");
+    let shape = Shape { round_trip: Duration::from_millis(100), bits_per_second: Some(256_000), ..Shape::default() };
+    let link = Link::new(registry.address(), shape);
+    let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), link.reference("pastis:t"));
+    let mounted = mounted.args(["--timeout", "10s"]).mount();
+    thread::scope(|scope| {
+        for reader in 0..10_u64 {
+            let (mounted, bytes) = (&mounted, &bytes);
+            scope.spawn(move || {
+                let at = (reader + 1) * (3 << 19) + 5000;
+                let mut failed = 0;
+                while let Err(error) = pread(mounted.join("a.bin"), at..at + 100) {
+                    failed += 1;
+                    assert!(failed < 4, "{error}\n{}", mounted.log());
+                }
+                assert_eq!(pread(mounted.join("a.bin"), at..at + 100).unwrap(), bytes[at as usize..][..100]);
+            });
+        }
+    });
+    assert!(link.bytes_down() < 10 * CHUNK * 3 / 2, "{} bytes", link.bytes_down());
+}

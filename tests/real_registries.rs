@@ -4,10 +4,11 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use eo_mount_testing::fixtures::Sample;
+use eo_mount_testing::files::pread;
+use eo_mount_testing::fixtures::{Sample, noise};
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
-    Certificates, EoMount, Extracted, Guard, Mounted, Nginx, Program, RealRegistry, TokenServer, run, tools,
+    Artifact, Certificates, EoMount, Extracted, Guard, Mounted, Nginx, Program, RealRegistry, TokenServer, run, tools,
 };
 use tempfile::TempDir;
 
@@ -115,6 +116,34 @@ fn a_registry_that_speaks_http_2_alone_is_written_and_read_whole() {
     for _ in 0..2 {
         dataset.assert_read_whole(eo_mount(&to).args(["--ca-file", &authority]).mount());
     }
+}
+
+#[test]
+fn over_http_2_downloads_that_nobody_reads_do_not_hold_up_others() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.issue("registry", "IP:127.0.0.1,DNS:localhost", None));
+    let registry = RealRegistry::of(Program::Referrers).guard(&Guard { tls, ..Guard::default() }).start();
+    let (folder, authority) = (tempfile::tempdir().unwrap(), certificates.authority().display().to_string());
+    let contents: Vec<_> = (0..8).map(|seed| noise(seed, 4 << 20)).collect();
+    let mut artifact = Artifact::new();
+    for (number, content) in contents.iter().enumerate() {
+        artifact = artifact.layer(Some(&format!("{number}.bin")), "application/octet-stream", content.clone());
+    }
+    artifact.write_layout(folder.path(), "v1");
+    let reference = registry.reference("whole:v1");
+    let from = format!("oci:{}:v1", folder.path().display());
+    let copy = ["copy", &from, &reference, "--ca-file", &authority, "--jobs", "1"];
+    EoMount::bare(env!("CARGO_BIN_EXE_eo-mount")).args(copy).output().expect_success("copy");
+    let call = eo_mount(&reference).args(["--ca-file", &authority, "--no-disk-cache", "--timeout", "10s"]);
+    let mounted = call.mount();
+    for at in [1, 1 << 20] {
+        for (number, content) in contents.iter().enumerate() {
+            let read = pread(mounted.join(format!("{number}.bin")), at..at + 4096);
+            let read = read.unwrap_or_else(|error| panic!("{number} at {at}: {error}\n{}", mounted.log()));
+            assert!(read == content[at as usize..][..4096]);
+        }
+    }
+    assert!(mounted.log().contains("does not support range requests"), "{}", mounted.log());
 }
 
 #[test]

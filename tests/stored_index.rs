@@ -4,11 +4,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use eo_mount_testing::fixtures::{patch_tar, tile_tar};
 use eo_mount_testing::wait::wait_until;
-use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, Home, Matcher, Mounted, ScriptedRegistry, User};
+use eo_mount_testing::{ALWAYS, Artifact, EoMount, Fault, HangingDisk, Home, Matcher, Mounted, ScriptedRegistry, User};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -235,4 +236,52 @@ fn a_compressed_layer_is_listed_at_once_and_unpacked_when_it_is_read() {
     assert!(fault.met() > 0);
     registry.clear_faults();
     assert_eq!(fs::read(second.join(file)).unwrap(), content);
+}
+
+#[test]
+fn a_cache_folder_whose_disk_hangs_holds_up_neither_mounting_nor_listing() {
+    let disk = HangingDisk::mount();
+    let registry = ScriptedRegistry::start();
+    let tar = disk.path().join("10002.tar");
+    fs::write(&tar, patch_tar(10002, 32)).unwrap();
+    let gzip = Command::new("gzip").arg("-c").arg(&tar).output().expect("apt-get install gzip").stdout;
+    Artifact::new()
+        .tar("10000.tar", patch_tar(10000, 32))
+        .tar("10001.tar", patch_tar(10001, 32))
+        .layer(Some("10002.tar.gz"), "application/vnd.oci.image.layer.v1.tar+gzip", gzip)
+        .push(&registry, "pastis", "sample");
+    let reference = registry.reference("pastis:sample");
+    // Of a mount that waits for the disk, this is what it takes.
+    let timeout = Duration::from_secs(120);
+    let cache = disk.path().join("cache");
+    let call = || {
+        let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), &reference).args(["--timeout", "120s"]);
+        mounted.arg("--cache-dir").arg(&cache)
+    };
+    let first = call().mount();
+    let one = list(&first.join("10000"));
+    let stored = || fs::read_dir(cache.join("indexes/sha256")).into_iter().flatten().count();
+    assert!(wait_until(SOON, || stored() == 1), "{}", first.log());
+
+    disk.hang();
+    let start = Instant::now();
+    let second = call().mount();
+    let layers = ["10001", "10002"];
+    for mounted in [&first, &second] {
+        for layer in layers {
+            assert_eq!(list(&mounted.join(layer)).len(), one.len(), "{}", mounted.log());
+        }
+        assert_eq!(list(&mounted.join("10000")), one);
+        assert!(mounted.log().contains("the disk does not answer"), "{}", mounted.log());
+    }
+    assert!(start.elapsed() < timeout / 3, "{:?}\n{}\n{}", start.elapsed(), first.log(), second.log());
+    disk.go_on();
+    // What was begun while it hung is kept now, or by the next who looks.
+    second.unmount();
+    first.unmount();
+    let third = call().mount();
+    assert_eq!(list(third.path()).len(), 3 * (one.len() + 1) + 1);
+    assert!(wait_until(SOON, || stored() == 3), "{}", third.log());
+    assert_eq!(third.log(), "");
+    third.unmount();
 }

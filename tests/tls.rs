@@ -237,6 +237,14 @@ fn a_proxy_that_refuses_or_is_not_there_is_named_by_its_variable_and_its_passwor
 }
 
 #[test]
+fn a_proxy_that_wants_a_login_for_plain_http_is_named_by_its_variable() {
+    let (address, _heard) = proxy("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n");
+    let home = Home::new();
+    let call = ls("registry.invalid/data:v1", &home).arg("--plain-http").env("HTTP_PROXY", format!("http://{address}"));
+    refused(call, "the proxy refuses: 407", "check the proxy that is set in HTTP_PROXY");
+}
+
+#[test]
 fn no_certificate_is_read_where_there_is_no_tls() {
     let registry = ScriptedRegistry::start();
     Artifact::new().tar("good.tar", RawTar::new().file("file", b"good").finish()).push(&registry, "data", "v1");

@@ -142,7 +142,13 @@ pub fn ab(url: &str, bytes: u64, requests: u64, at_once: usize) -> f64 {
 /// Downloads without keeping, from the start again until it works. Seconds.
 pub fn curl_with_retries(url: &str) -> f64 {
     let again = ["--retry", "100", "--retry-all-errors", "--retry-delay", "0"];
-    timed(|| drop(said(patient("curl").args(["--silent", "--fail", "--output", "/dev/null"]).args(again).arg(url))))
+    // Not `--output /dev/null`, which it would truncate before it tries again, and cannot.
+    let mut command = patient("curl");
+    command.args(["--silent", "--fail"]).args(again).arg(url).stdout(Stdio::null());
+    timed(|| {
+        let status = command.status().expect("curl can be started");
+        assert!(status.success(), "curl {url}: {status}");
+    })
 }
 
 /// Downloads without keeping. Seconds.

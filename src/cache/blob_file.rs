@@ -2,11 +2,14 @@
 //! is there. Processes share both: a chunk is written before its checksum, and its checksum is taken back before its
 //! bytes.
 //!
-//! Nobody waits for anybody. What makes that safe is the generation in the map: odd while chunks are given up, another
-//! one afterwards. A chunk that was checked once is given out unchecked only while the generation stays what it was; in
-//! doubt it is checked again, and what two processes did to it at once is then seen, and fetched again.
+//! Nobody waits for anybody. Who changes a chunk has its bytes locked, from the first to the last of these steps; who
+//! does not get the lock leaves the chunk as it is. So a checksum never stands over what another has punched.
+//!
+//! Readers lock nothing. They are safe by the generation in the map: odd while chunks are given up, another one
+//! afterwards. A chunk that was checked once is given out unchecked only while the generation stays what it was.
 
 mod checked;
+mod locked;
 mod reading;
 
 use std::fs::{File, OpenOptions};
@@ -37,8 +40,8 @@ const NOTE_AGAIN: u32 = 1;
 const ATTEMPTS: u32 = 64;
 
 const MAGIC: [u8; 8] = *b"eo-map 2";
-/// Magic, size of the blob, bytes of a chunk, generation, generation in which the whole blob was checked (the lowest
-/// bit set: 0 stands for "never"): little-endian, the rest zeros.
+/// Magic, size of the blob, bytes of a chunk, generation, the one after that in which the whole blob was checked (0:
+/// never): little-endian, the rest zeros.
 const HEADER: u64 = 64;
 const GENERATION_AT: u64 = 24;
 const BLOB_CHECKED_AT: u64 = 32;
@@ -51,6 +54,8 @@ pub struct BlobFile {
     map: File,
     size: u64,
     checked: Mutex<Checked>,
+    /// Held with a lock on `data`.
+    locking: Mutex<()>,
     /// When this process noted the use of each group last.
     noted: Vec<AtomicU32>,
     /// All chunks before this one were here, once.
@@ -76,6 +81,7 @@ impl BlobFile {
             let file = Self::new(path, size, open_or_make(path)?, open_or_make(&map_path(path))?);
             flock(&file.map, FlockOperation::LockShared)?;
             if file.is_in_place() && file.is_sound()? {
+                file.end_given_up()?;
                 return Ok(file);
             }
             let alone = flock(&file.map, FlockOperation::NonBlockingLockExclusive).is_ok();
@@ -116,6 +122,7 @@ impl BlobFile {
             map,
             size,
             checked: Mutex::default(),
+            locking: Mutex::default(),
             noted: (0..groups).map(|_| AtomicU32::new(0)).collect(),
             here_before: AtomicU64::new(0),
             looked_at: AtomicBool::new(false),
@@ -169,36 +176,52 @@ impl BlobFile {
         HEADER + (groups * 4).next_multiple_of(8) + chunk * 8
     }
 
-    /// Keeps neighbouring chunks, the first of which is `first`. Those that are here stay as they are.
+    /// Keeps neighbouring chunks, the first of which is `first`. Those that are here, or that somebody else is at, stay
+    /// as they are.
     pub fn write(&self, first: u64, chunks: &[Bytes]) -> io::Result<()> {
-        let written = first..first + chunks.len() as u64;
-        let generation = self.generation()?;
-        let here = self.present(written.clone());
-        for ((chunk, bytes), _) in (first..).zip(chunks).zip(here).filter(|(_, here)| !here) {
-            self.data.write_all_at(bytes, chunk * CHUNK)?;
-            self.write_map(&checksum_of(bytes).to_le_bytes(), self.checksum_at(chunk))?;
-            if self.generation()? == generation {
-                self.checked().note(generation, &(chunk..chunk + 1));
-            }
-        }
+        (first..).zip(chunks).try_for_each(|(chunk, bytes)| self.write_chunk(chunk, bytes))?;
         // Nobody writes to a blob that is whole, unless two processes fetched the same.
         if self.is_blob_checked() {
             self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
         }
-        self.note_use(&written);
+        self.note_use(&(first..first + chunks.len() as u64));
         Ok(())
     }
 
-    /// Gives chunks up, and their space. A reader that is at it sees that they are gone.
-    /// Only one process at a time does this to one folder.
+    fn write_chunk(&self, chunk: u64, bytes: &[u8]) -> io::Result<()> {
+        let one = chunk..chunk + 1;
+        let Some(_locked) = self.lock(&one) else { return Ok(()) };
+        if self.present(one.clone()) == [true] {
+            return Ok(());
+        }
+        let generation = self.generation()?;
+        self.data.write_all_at(bytes, chunk * CHUNK)?;
+        self.write_map(&checksum_of(bytes).to_le_bytes(), self.checksum_at(chunk))?;
+        self.checked().note(generation, &one);
+        Ok(())
+    }
+
+    /// Gives chunks up, and their space, unless somebody else is at one of them. A reader that is at it sees that they
+    /// are gone. Only one process at a time does this to one folder.
     pub fn forget(&self, chunks: Range<u64>) -> io::Result<()> {
         let chunks = chunks.start..chunks.end.min(self.chunks());
-        let under_way = self.generation()? | 1;
+        let Some(_locked) = self.lock(&chunks) else { return Ok(()) };
+        // The next odd one, also where a process was killed at this.
+        let under_way = self.generation()?.wrapping_add(1) | 1;
         self.write_map(&under_way.to_le_bytes(), GENERATION_AT)?;
         self.clear_checksums(&chunks)?;
         let bytes = (chunks.end - chunks.start) * CHUNK;
         fallocate(&self.data, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, chunks.start * CHUNK, bytes)?;
         self.write_map(&under_way.wrapping_add(1).to_le_bytes(), GENERATION_AT)
+    }
+
+    /// While the generation is odd, every read is checked: not for ever because a process was killed.
+    fn end_given_up(&self) -> io::Result<()> {
+        let generation = self.generation()?;
+        match (generation % 2 == 1).then(|| self.lock(&(0..self.chunks()))).flatten() {
+            Some(_nobody_is_at_it) => self.write_map(&generation.wrapping_add(1).to_le_bytes(), GENERATION_AT),
+            None => Ok(()),
+        }
     }
 
     /// No chunk is here any more. Their space is taken back by whoever evicts next.
@@ -263,7 +286,7 @@ impl BlobFile {
 
     /// The whole blob had its digest, and all of it was read in this generation.
     pub fn set_blob_checked(&self, generation: u64) -> io::Result<()> {
-        self.write_map(&(generation | 1).to_le_bytes(), BLOB_CHECKED_AT)
+        self.write_map(&generation.wrapping_add(1).to_le_bytes(), BLOB_CHECKED_AT)
     }
 
     /// Second of the last use of each group, as all processes have noted it.
@@ -423,6 +446,141 @@ mod tests {
             assert_eq!(writer.read(CHUNK..CHUNK + 10).unwrap(), chunks[1][..10]);
         }
         assert_eq!(writer.present(0..3), [false, true, true], "dropped once nobody is at it");
+    }
+
+    /// A process of its own that gives up and gives up chunks, until it is killed.
+    struct Evictor(std::process::Child);
+
+    impl Evictor {
+        /// By the test of that name, which is called with [`Self::called_for`].
+        fn start(test: &str, blob: &Path) -> Self {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", &format!("{}::{test}", module_path!().split_once("::").unwrap().1)]);
+            command.env(EVICTED, blob).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+            Self(command.spawn().unwrap())
+        }
+
+        /// Ends with the process that started this one.
+        fn called_for() -> bool {
+            let Some(path) = std::env::var_os(EVICTED) else { return false };
+            std::thread::spawn(move || {
+                while let Ok(file) = BlobFile::open_existing(Path::new(&path)) {
+                    file.forget(0..GROUP).unwrap();
+                }
+            });
+            let _ = io::Read::read(&mut io::stdin(), &mut [0]);
+            true
+        }
+
+        fn signal(&self, signal: rustix::process::Signal) {
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).unwrap();
+        }
+    }
+
+    impl Drop for Evictor {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    const EVICTED: &str = "EO_MOUNT_TEST_EVICTED";
+
+    /// Reads and writes what others give up, until it was gone so often; the generation is another one then.
+    fn write_and_read_until_gone(path: &Path, chunks: &[Bytes], times: u32) {
+        let file = BlobFile::open(path, size(chunks)).unwrap();
+        let mut gone = 0;
+        while gone < times {
+            for (chunk, bytes) in (0..).zip(chunks) {
+                file.write(chunk, std::slice::from_ref(bytes)).unwrap();
+                match file.check(chunk * CHUNK..chunk * CHUNK + bytes.len() as u64) {
+                    Ok(read) => assert!(read == bytes, "chunk {chunk}"),
+                    Err(missing) => {
+                        assert_eq!(missing, Missing::NotHere);
+                        gone += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_are_given_up_while_they_are_written_are_never_damaged() {
+        let (_dir, path, chunks) = blob(4);
+        let evictor = BlobFile::open(&path, size(&chunks)).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    evictor.forget(0..GROUP).unwrap();
+                }
+            });
+            let writers: Vec<_> =
+                (0..3).map(|_| scope.spawn(|| write_and_read_until_gone(&path, &chunks, 2_000))).collect();
+            let results: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+            done.store(true, Ordering::Relaxed);
+            assert!(results.iter().all(Result::is_ok));
+        });
+    }
+
+    #[test]
+    fn chunks_that_another_process_gives_up_are_never_damaged_though_it_is_stopped_and_killed() {
+        use rustix::process::Signal;
+        if Evictor::called_for() {
+            return;
+        }
+        let test = "chunks_that_another_process_gives_up_are_never_damaged_though_it_is_stopped_and_killed";
+        let (_dir, path, chunks) = blob(4);
+        let file = BlobFile::open(&path, size(&chunks)).unwrap();
+        for round in 0..20 {
+            let evictor = Evictor::start(test, &path);
+            write_and_read_until_gone(&path, &chunks, 200);
+            evictor.signal(Signal::STOP);
+            // It may be in the middle, which stops nobody.
+            file.write(0, &chunks).unwrap();
+            file.forget(0..GROUP).unwrap();
+            evictor.signal(Signal::CONT);
+            write_and_read_until_gone(&path, &chunks, 10 + round);
+            drop(evictor);
+            let again = BlobFile::open(&path, size(&chunks)).unwrap();
+            assert!(again.generation().unwrap().is_multiple_of(2), "nobody is at it");
+            again.write(0, &chunks).unwrap();
+            for file in [&file, &again] {
+                assert!(file.read(0..size(&chunks)).unwrap() == chunks.concat());
+                assert!(file.read(0..size(&chunks)).is_some(), "and again, from what was checked");
+            }
+            again.set_blob_checked(again.generation().unwrap()).unwrap();
+            assert!(file.is_blob_checked());
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_somebody_else_is_at_is_left_alone() {
+        let (_dir, path, chunks) = blob(3);
+        let (one, other) =
+            (BlobFile::open(&path, size(&chunks)).unwrap(), BlobFile::open(&path, size(&chunks)).unwrap());
+        let lock = one.lock(&(1..2)).unwrap();
+        other.write(0, &chunks).unwrap();
+        assert_eq!(other.present(0..3), [true, false, true]);
+        other.forget(0..3).unwrap();
+        assert_eq!(other.present(0..3), [true, false, true], "what is being written is not given up");
+        drop(lock);
+        other.forget(0..3).unwrap();
+        assert_eq!(other.present(0..3), [false; 3]);
+    }
+
+    #[test]
+    fn a_blob_that_was_being_given_up_when_a_process_was_killed_is_kept_read_and_checked() {
+        let (_dir, path, chunks) = blob(3);
+        let file = BlobFile::open(&path, size(&chunks)).unwrap();
+        file.write_map(&7_u64.to_le_bytes(), GENERATION_AT).unwrap();
+        file.write(0, &chunks).unwrap();
+        assert!(file.read(0..size(&chunks)).unwrap() == chunks.concat());
+        file.set_blob_checked(file.generation().unwrap()).unwrap();
+        assert!(file.is_blob_checked());
+        file.forget(0..1).unwrap();
+        assert!(!file.is_blob_checked());
+        assert_eq!(file.generation().unwrap(), 10);
     }
 
     #[test]

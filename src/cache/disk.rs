@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use super::blob_file::{BlobFile, GROUP, LARGEST};
 use super::eviction::{BLOBS, Bounds, Room};
 use super::own_file::is_read_only;
-use super::turns::Turns;
+use super::turns::{FolderTurns, Turns};
 use crate::oci::{Descriptor, Digest};
 
 /// Blobs held open at once, two files each: a process may have 1,024 (`ulimit -n`), connections included.
@@ -27,12 +27,6 @@ const SHARE_UNSEEN: u64 = 64;
 const REST: Duration = Duration::from_secs(30);
 /// Without writing, while all that is kept is being read.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Calls to the disk at once, and how long they may take before it is done without.
-const READS: usize = 16;
-const READ_PATIENCE: Duration = Duration::from_secs(1);
-const WRITES: usize = 4;
-/// Longer: making room is one call, and so is what a memory card takes.
-const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// Whole blobs hashed at once.
 const HASHES: usize = 2;
 
@@ -62,10 +56,10 @@ pub struct DiskCache {
 impl DiskCache {
     /// `folder` need not be there yet. Nothing in it is looked at.
     pub fn new(folder: PathBuf, limit: u64, min_free: u64, unnamed: Arc<AtomicU64>) -> Self {
-        let name = folder.display().to_string();
+        let FolderTurns { reads, writes } = FolderTurns::new(&folder);
         Self {
-            reads: Turns::new(name.clone(), READS, READ_PATIENCE),
-            writes: Turns::new(name, WRITES, WRITE_PATIENCE),
+            reads,
+            writes,
             hashes: Semaphore::new(HASHES),
             folder,
             bounds: Bounds { limit, min_free },
@@ -78,6 +72,11 @@ impl DiskCache {
             evicting: Mutex::default(),
             resting: Mutex::default(),
         }
+    }
+
+    /// With the turns of all else that is kept in the folder.
+    pub fn taking(self, FolderTurns { reads, writes }: FolderTurns) -> Self {
+        Self { reads, writes, ..self }
     }
 
     /// Bytes that the folder may hold.

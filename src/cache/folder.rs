@@ -10,15 +10,18 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::disk::DiskCache;
 use super::own_file::is_read_only;
+use super::turns::FolderTurns;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes; or a tenth of the file system, whichever is smaller: how much the folder holds if nobody says otherwise.
 const USUAL: u64 = 10 << 30;
 
+#[derive(Clone)]
 pub struct CacheFolder {
     path: PathBuf,
     limit: u64,
     used: Arc<AtomicU64>,
+    turns: FolderTurns,
 }
 
 impl CacheFolder {
@@ -41,12 +44,42 @@ impl CacheFolder {
         let file_system = rustix::fs::statvfs(path).map_err(|error| fail(error.into()))?;
         let usual = USUAL.min(file_system.f_blocks.saturating_mul(file_system.f_frsize) / 10);
         let limit = limit.unwrap_or(usual);
-        Ok(Self { path: path.to_owned(), limit, used: Arc::default() })
+        Ok(Self { path: path.to_owned(), limit, used: Arc::default(), turns: FolderTurns::new(path) })
+    }
+
+    /// The same for who does without it if it cannot be used, or its disk hangs; the log says so.
+    pub async fn open_if_usable(path: &Path, limit: Option<u64>, turns: &FolderTurns) -> Option<Self> {
+        let (folder, own) = (path.to_owned(), turns.clone());
+        let open = move || Self::open(&folder, limit).map(|folder| Self { turns: own, ..folder });
+        match turns.reads.run(open).await {
+            Some(opened) => {
+                opened.inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk")).ok()
+            }
+            None => {
+                tracing::warn!("{}: the disk does not answer; going on without a cache on disk", path.display());
+                None
+            }
+        }
+    }
+
+    /// Whether its disk does.
+    pub async fn answers(&self) -> bool {
+        let path = self.path.clone();
+        self.turns.reads.run(move || path.exists()).await.is_some()
+    }
+
+    pub fn turns(&self) -> &FolderTurns {
+        &self.turns
     }
 
     /// The chunks of blobs in this folder, `min_free` bytes of whose file system stay free. `None`: its file system
-    /// cannot hold files with holes, and the log says so.
-    pub fn disk_cache(&self, min_free: u64) -> Option<DiskCache> {
+    /// cannot hold files with holes, or hangs, and the log says so.
+    pub async fn disk_cache(&self, min_free: u64) -> Option<DiskCache> {
+        let folder = self.clone();
+        self.turns.reads.run(move || folder.disk_cache_if_holes(min_free)).await.flatten()
+    }
+
+    fn disk_cache_if_holes(&self, min_free: u64) -> Option<DiskCache> {
         match self.holds_holes() {
             Ok(true) => {}
             Err(error) if is_read_only(&error) => {}
@@ -59,7 +92,8 @@ impl CacheFolder {
                 return None;
             }
         }
-        Some(DiskCache::new(self.path.clone(), self.limit, min_free, Arc::clone(&self.used)))
+        let disk = DiskCache::new(self.path.clone(), self.limit, min_free, Arc::clone(&self.used));
+        Some(disk.taking(self.turns.clone()))
     }
 
     pub(super) fn holds_holes(&self) -> std::io::Result<bool> {

@@ -2,66 +2,79 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::small_files::{clean, read_up_to, replace};
+use tokio::task::spawn_blocking;
+
+use super::small_files::{clean, read_in_turns, replace};
+use super::turns::FolderTurns;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{CodecError, Content, LayerIndex, Limits, decode, encode};
 use crate::oci::{Descriptor, Digest};
 
-/// The folder `indexes` of a cache folder. Nothing in it is ever an error for the one who looks for an index.
+/// The folder `indexes` of a cache folder. Nothing in it is ever an error for the one who looks for an index, nor a disk
+/// that hangs.
 pub struct Indexes {
     path: PathBuf,
+    turns: FolderTurns,
 }
 
 impl Indexes {
     /// The cache folder need not be there, and need not be ours to write in.
-    pub fn new(cache: &Path) -> Self {
-        Self { path: cache.join("indexes") }
+    pub fn new(cache: &Path, turns: &FolderTurns) -> Self {
+        Self { path: cache.join("indexes"), turns: turns.clone() }
     }
 
-    /// The index of a blob, if there is one that holds. One that does not is removed. Blocks on the file system.
-    pub fn load(&self, blob: &Descriptor, limits: &Limits) -> Option<(LayerIndex, Content)> {
+    /// The index of a blob, if there is one that holds. One that does not is removed.
+    pub async fn load(&self, blob: &Descriptor, limits: &Limits) -> Option<(LayerIndex, Content)> {
         let file = self.file(&blob.digest);
-        let bytes = match read_up_to(&file, limits.index_bytes) {
+        let bytes = match read_in_turns(&self.turns.reads, file.clone(), limits.index_bytes).await {
             Ok(found) => found?.0,
             Err(error) => {
                 tracing::debug!("stored index {}: {error}", file.display());
                 return None;
             }
         };
-        match decode(&bytes, &blob.digest, blob.size, limits) {
+        let (digest, size, limits) = (blob.digest.clone(), blob.size, *limits);
+        match spawn_blocking(move || decode(&bytes, &digest, size, &limits)).await.ok()? {
             Ok(found) => Some(found),
             Err(error) => {
-                self.drop_wrong(&blob.digest, &error);
+                self.drop_wrong(&blob.digest, &error).await;
                 None
             }
         }
     }
 
     /// Removes an index that has proven wrong.
-    pub fn drop_wrong(&self, digest: &Digest, why: impl std::fmt::Display) {
+    pub async fn drop_wrong(&self, digest: &Digest, why: impl std::fmt::Display) {
         let file = self.file(digest);
         tracing::warn!("stored index {}: {why}; it is dropped, and the layer indexed anew", file.display());
-        if let Err(error) = fs::remove_file(&file) {
-            tracing::debug!("stored index {}: {error}", file.display());
-        }
+        let remove = move || {
+            if let Err(error) = fs::remove_file(&file) {
+                tracing::debug!("stored index {}: {error}", file.display());
+            }
+        };
+        self.turns.write(remove).await;
     }
 
-    /// Blocks on the file system.
-    pub fn store(&self, blob: &Descriptor, index: &LayerIndex, content: Content) -> Result<()> {
-        let file = self.file(&blob.digest);
+    pub async fn store(&self, blob: &Descriptor, index: &Arc<LayerIndex>, content: Content) -> Result<()> {
         let failed = |cause: &dyn std::fmt::Display| {
             let kind = ErrorKind::Io;
             Error::new(kind, &blob.digest, format!("its index cannot be kept in {}: {cause}", self.path.display()))
         };
-        let bytes = encode(index, &blob.digest, blob.size, content).map_err(|error: CodecError| failed(&error))?;
-        replace(&self.path.join("new"), &file, &bytes).map_err(|error| failed(&error))
+        let (index, digest, size) = (Arc::clone(index), blob.digest.clone(), blob.size);
+        let encoded = spawn_blocking(move || encode(&index, &digest, size, content)).await;
+        let bytes = encoded.map_err(|panic| failed(&panic))?.map_err(|error: CodecError| failed(&error))?;
+        let (new, file) = (self.path.join("new"), self.file(&blob.digest));
+        let stored = self.turns.write(move || replace(&new, &file, &bytes)).await;
+        stored.ok_or_else(|| failed(&"the disk does not answer"))?.map_err(|error| failed(&error))
     }
 
-    /// Removes what killed processes left behind.
+    /// Removes what killed processes left behind, some time.
     pub fn clean(&self, now: SystemTime) {
-        clean(&self.path.join("new"), now);
+        let new = self.path.join("new");
+        self.turns.writes.begin_if_free(move || clean(&new, now));
     }
 
     /// Digests are hex: no part of a path can hide in one.
@@ -83,52 +96,53 @@ mod tests {
         Descriptor { digest: Digest::sha256_of(b"blob"), size: 4, media_type: String::new(), annotations }
     }
 
-    fn store(folder: &Path) -> (Indexes, PathBuf) {
-        let indexes = Indexes::new(folder);
-        let index = LayerIndexBuilder::new(Limits::default()).finish();
-        indexes.store(&blob(), &index, Content::Blob).unwrap();
+    async fn store(folder: &Path) -> (Indexes, PathBuf) {
+        let indexes = Indexes::new(folder, &FolderTurns::new(folder));
+        let index = Arc::new(LayerIndexBuilder::new(Limits::default()).finish());
+        indexes.store(&blob(), &index, Content::Blob).await.unwrap();
         let file = folder.join("indexes/sha256").join(blob().digest.hex());
         (indexes, file)
     }
 
-    #[test]
-    fn a_stored_index_is_for_its_owner_and_nothing_else_is_left() {
+    #[tokio::test]
+    async fn a_stored_index_is_for_its_owner_and_nothing_else_is_left() {
         let folder = tempfile::tempdir().unwrap();
-        let (indexes, file) = store(folder.path());
-        assert_eq!(indexes.load(&blob(), &Limits::default()).unwrap().1, Content::Blob);
+        let (indexes, file) = store(folder.path()).await;
+        assert_eq!(indexes.load(&blob(), &Limits::default()).await.unwrap().1, Content::Blob);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(fs::metadata(folder.path().join("indexes")).unwrap().permissions().mode() & 0o7777, 0o700);
         assert_eq!(fs::read_dir(folder.path().join("indexes/new")).unwrap().count(), 0);
-        assert!(indexes.load(&Descriptor { size: 5, ..blob() }, &Limits::default()).is_none());
+        assert!(indexes.load(&Descriptor { size: 5, ..blob() }, &Limits::default()).await.is_none());
         assert!(!file.exists(), "what does not hold is removed");
     }
 
-    #[test]
-    fn links_and_fifos_are_not_followed_nor_waited_for() {
+    #[tokio::test]
+    async fn links_and_fifos_are_not_followed_nor_waited_for() {
         let folder = tempfile::tempdir().unwrap();
-        let (indexes, file) = store(folder.path());
+        let (indexes, file) = store(folder.path()).await;
         let elsewhere = folder.path().join("elsewhere");
         fs::rename(&file, &elsewhere).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
-        assert!(indexes.load(&blob(), &Limits::default()).is_none());
+        assert!(indexes.load(&blob(), &Limits::default()).await.is_none());
         fs::remove_file(&file).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(indexes.load(&blob(), &Limits::default()).is_none());
+        assert!(indexes.load(&blob(), &Limits::default()).await.is_none());
         fs::remove_file(&file).unwrap();
         fs::write(&file, vec![0; 2000]).unwrap();
-        assert!(indexes.load(&blob(), &Limits { index_bytes: 1000, ..Limits::default() }).is_none());
+        assert!(indexes.load(&blob(), &Limits { index_bytes: 1000, ..Limits::default() }).await.is_none());
     }
 
-    #[test]
-    fn unfinished_files_go_when_they_are_old() {
+    #[tokio::test]
+    async fn unfinished_files_go_when_they_are_old() {
         let folder = tempfile::tempdir().unwrap();
-        let (indexes, _) = store(folder.path());
+        let (indexes, _) = store(folder.path()).await;
         let left = folder.path().join("indexes/new/.tmp");
         fs::write(&left, b"half").unwrap();
-        indexes.clean(SystemTime::now());
+        let new = indexes.path.join("new");
+        clean(&new, SystemTime::now());
         assert!(left.exists(), "somebody may be writing to it");
-        indexes.clean(SystemTime::now() + STALE * 2);
+        clean(&new, SystemTime::now() + STALE * 2);
         assert!(!left.exists());
-        Indexes::new(&folder.path().join("nowhere")).clean(SystemTime::now());
+        clean(&folder.path().join("nowhere"), SystemTime::now());
     }
 }

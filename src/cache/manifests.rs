@@ -10,16 +10,19 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::small_files::{clean, read_up_to, replace};
+use super::small_files::{clean, read_in_turns, replace};
+use super::turns::FolderTurns;
 use crate::oci::{Digest, RegistryReference};
 
 /// Bytes of a tag's file: a digest and a reference, which is shorter by far (distribution specification, "Pulling
 /// manifests").
 const LONGEST_TAG: u64 = 4 << 10;
 
-/// The folder `manifests` of a cache folder. Nothing in it is ever an error for the one who looks.
+/// The folder `manifests` of a cache folder. Nothing in it is ever an error for the one who looks, nor a disk that
+/// hangs.
 pub struct Manifests {
     path: PathBuf,
+    turns: FolderTurns,
 }
 
 /// What a tag named.
@@ -32,59 +35,63 @@ pub struct Resolution {
 
 impl Manifests {
     /// The cache folder need not be there, and need not be ours to write in.
-    pub fn new(cache: &Path) -> Self {
-        Self { path: cache.join("manifests") }
+    pub fn new(cache: &Path, turns: &FolderTurns) -> Self {
+        Self { path: cache.join("manifests"), turns: turns.clone() }
     }
 
-    /// A manifest or config of at most `limit` bytes. One that is not what its digest names is removed. Blocks on the
-    /// file system, as all of these do.
-    pub fn load(&self, digest: &Digest, limit: u64) -> Option<Bytes> {
+    /// A manifest or config of at most `limit` bytes. One that is not what its digest names is removed.
+    pub async fn load(&self, digest: &Digest, limit: u64) -> Option<Bytes> {
         let file = self.file(digest);
-        let bytes = self.read(&file, limit)?.0;
+        let bytes = self.read(&file, limit).await?.0;
         if digest.check(&bytes).is_ok() {
             return Some(bytes.into());
         }
         tracing::warn!("{}: damaged; it is dropped", file.display());
-        let _ = fs::remove_file(file);
+        self.turns.write(move || fs::remove_file(file)).await;
         None
     }
 
     /// `bytes` have been checked.
-    pub fn store(&self, digest: &Digest, bytes: &[u8]) {
-        self.write(&self.file(digest), bytes);
+    pub async fn store(&self, digest: &Digest, bytes: Bytes) {
+        self.write(self.file(digest), bytes).await;
     }
 
     /// `now`: by the clock that wrote it.
-    pub fn resolution(&self, reference: &RegistryReference, now: SystemTime) -> Option<Resolution> {
+    pub async fn resolution(&self, reference: &RegistryReference, now: SystemTime) -> Option<Resolution> {
         let tag = tag(reference);
-        let (bytes, written) = self.read(&self.tag_file(&tag), LONGEST_TAG)?;
+        let (bytes, written) = self.read(&self.tag_file(&tag), LONGEST_TAG).await?;
         let (digest, named) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
         let digest = digest.parse().ok().filter(|_| named == tag)?;
         Some(Resolution { digest, age: now.duration_since(written).unwrap_or_default() })
     }
 
     /// What the registry says now that the tag names.
-    pub fn store_resolution(&self, reference: &RegistryReference, digest: &Digest) {
+    pub async fn store_resolution(&self, reference: &RegistryReference, digest: &Digest) {
         let tag = tag(reference);
-        self.write(&self.tag_file(&tag), format!("{digest} {tag}\n").as_bytes());
+        self.write(self.tag_file(&tag), format!("{digest} {tag}\n").into()).await;
     }
 
-    /// Removes what killed processes left behind.
+    /// Removes what killed processes left behind, some time.
     pub fn clean(&self, now: SystemTime) {
-        clean(&self.path.join("new"), now);
+        let new = self.path.join("new");
+        self.turns.writes.begin_if_free(move || clean(&new, now));
     }
 
-    fn read(&self, file: &Path, limit: u64) -> Option<(Vec<u8>, SystemTime)> {
-        read_up_to(file, limit).unwrap_or_else(|error| {
+    async fn read(&self, file: &Path, limit: u64) -> Option<(Vec<u8>, SystemTime)> {
+        read_in_turns(&self.turns.reads, file.to_owned(), limit).await.unwrap_or_else(|error| {
             tracing::debug!("{}: {error}", file.display());
             None
         })
     }
 
-    fn write(&self, file: &Path, bytes: &[u8]) {
-        if let Err(error) = replace(&self.path.join("new"), file, bytes) {
-            tracing::debug!("{}: not kept: {error}", file.display());
-        }
+    async fn write(&self, file: PathBuf, bytes: Bytes) {
+        let new = self.path.join("new");
+        let write = move || {
+            if let Err(error) = replace(&new, &file, &bytes) {
+                tracing::debug!("{}: not kept: {error}", file.display());
+            }
+        };
+        self.turns.write(write).await;
     }
 
     /// Digests are hex: no part of a path can hide in one.
@@ -117,48 +124,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn manifests_come_back_and_damaged_ones_are_dropped() {
+    #[tokio::test]
+    async fn manifests_come_back_and_damaged_ones_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
-        let manifests = Manifests::new(&folder.path().join("not/yet"));
+        let manifests = Manifests::new(&folder.path().join("not/yet"), &FolderTurns::new(folder.path()));
         let digest = Digest::sha256_of(b"{}");
-        assert_eq!(manifests.load(&digest, LIMIT), None);
-        manifests.store(&digest, b"{}");
-        assert_eq!(manifests.load(&digest, LIMIT).as_deref(), Some(&b"{}"[..]));
-        assert_eq!(manifests.load(&digest, 1), None);
+        assert_eq!(manifests.load(&digest, LIMIT).await, None);
+        manifests.store(&digest, Bytes::from_static(b"{}")).await;
+        assert_eq!(manifests.load(&digest, LIMIT).await.as_deref(), Some(&b"{}"[..]));
+        assert_eq!(manifests.load(&digest, 1).await, None);
         let file = manifests.file(&digest);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o7777, 0o700);
         assert_eq!(fs::read_dir(manifests.path.join("new")).unwrap().count(), 0);
         for wrong in [&b"[]"[..], b"", b"{} "] {
-            manifests.store(&digest, wrong);
-            assert_eq!(manifests.load(&digest, LIMIT), None);
+            manifests.store(&digest, Bytes::from_static(wrong)).await;
+            assert_eq!(manifests.load(&digest, LIMIT).await, None);
             assert!(!file.exists());
         }
     }
 
-    #[test]
-    fn tags_name_what_they_named_last_each_for_itself() {
+    #[tokio::test]
+    async fn tags_name_what_they_named_last_each_for_itself() {
         let folder = tempfile::tempdir().unwrap();
-        let manifests = Manifests::new(folder.path());
+        let manifests = Manifests::new(folder.path(), &FolderTurns::new(folder.path()));
         let texts = ["localhost:5000/a:b", "localhost:5000/a/b:latest", "localhost:5001/a:b", "localhost:5000/a/b:a"];
         for text in texts {
-            manifests.store_resolution(&reference(text), &Digest::sha256_of(b"old"));
-            manifests.store_resolution(&reference(text), &Digest::sha256_of(text.as_bytes()));
+            manifests.store_resolution(&reference(text), &Digest::sha256_of(b"old")).await;
+            manifests.store_resolution(&reference(text), &Digest::sha256_of(text.as_bytes())).await;
         }
         let now = SystemTime::now() + Duration::from_secs(3600);
         for text in texts {
-            let Resolution { digest, age } = manifests.resolution(&reference(text), now).unwrap();
+            let Resolution { digest, age } = manifests.resolution(&reference(text), now).await.unwrap();
             assert_eq!(digest, Digest::sha256_of(text.as_bytes()));
             assert!((3590..3700).contains(&age.as_secs()), "{age:?}");
         }
-        let set_back = manifests.resolution(&reference(texts[0]), now - Duration::from_secs(7200)).unwrap();
+        let set_back = manifests.resolution(&reference(texts[0]), now - Duration::from_secs(7200)).await.unwrap();
         assert_eq!(set_back.age, Duration::ZERO);
-        assert_eq!(manifests.resolution(&reference("localhost:5000/a:c"), now), None);
+        assert_eq!(manifests.resolution(&reference("localhost:5000/a:c"), now).await, None);
         let file = manifests.tag_file(texts[0]);
         for wrong in ["", "sha256:12 localhost:5000/a:b", &format!("{} localhost:5000/a:x", Digest::sha256_of(b""))] {
             fs::write(&file, wrong).unwrap();
-            assert_eq!(manifests.resolution(&reference(texts[0]), now), None, "{wrong}");
+            assert_eq!(manifests.resolution(&reference(texts[0]), now).await, None, "{wrong}");
         }
     }
 }

@@ -26,6 +26,7 @@ pub use folder::{CacheFolder, Reservation};
 pub use indexes::Indexes;
 pub use manifests::{Manifests, Resolution};
 pub use survey::survey;
+pub use turns::FolderTurns;
 pub use upkeep::{Checked, Cleared, KeptBlob, Sizes, Upkeep};
 pub use uploads::{KeptUpload, Uploads};
 

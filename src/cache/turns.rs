@@ -1,6 +1,7 @@
 //! Calls to a disk that may hang (a dead NFS server, a failing drive): each keeps a thread until it ends, so only so
 //! many are begun, and none while those under way do not end. Whoever waits for one goes on without it after a while.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -10,6 +11,20 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::error::Result;
+
+/// Calls at once, and how long they may take before it is done without.
+const READS: usize = 16;
+const READ_PATIENCE: Duration = Duration::from_secs(1);
+const WRITES: usize = 4;
+/// Longer: making room is one call, and so is what a memory card takes.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Those of the disk of a cache folder, for whatever is kept there.
+#[derive(Clone)]
+pub struct FolderTurns {
+    pub reads: Arc<Turns>,
+    pub writes: Arc<Turns>,
+}
 
 pub struct Turns {
     permits: Arc<Semaphore>,
@@ -33,9 +48,21 @@ pub struct Turn {
     _permit: OwnedSemaphorePermit,
 }
 
+impl FolderTurns {
+    pub fn new(folder: &Path) -> Self {
+        let name = folder.display().to_string();
+        Self { reads: Turns::new(name.clone(), READS, READ_PATIENCE), writes: Turns::new(name, WRITES, WRITE_PATIENCE) }
+    }
+
+    /// Gives what a call that writes gives. `None`: it takes too long, or reading does.
+    pub async fn write<T: Send + 'static>(&self, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if self.reads.hangs() { None } else { self.writes.run(call).await }
+    }
+}
+
 impl Turns {
     /// `calls`: most at once.
-    pub fn new(name: String, calls: usize, patience: Duration) -> Arc<Self> {
+    fn new(name: String, calls: usize, patience: Duration) -> Arc<Self> {
         let state = State { under_way: 0, since: Instant::now(), told: false };
         Arc::new(Self { permits: Arc::new(Semaphore::new(calls)), patience, name, state: Mutex::new(state) })
     }

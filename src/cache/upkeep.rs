@@ -182,7 +182,7 @@ impl Upkeep {
             }
         }
         // Nothing was given up meanwhile.
-        let hasher = whole.filter(|_| file.generation().is_ok_and(|now| now == generation && now % 2 == 0));
+        let hasher = whole.filter(|_| file.generation().is_ok_and(|now| now == generation));
         if let Some(hasher) = hasher {
             let holds = hasher.check(&blob.digest).is_ok();
             match holds {

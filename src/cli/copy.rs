@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::interrupt::until_signal;
 use super::progress;
 use super::push::{Summary, all_platforms, moved_in};
-use crate::cache::{CacheFolder, Uploads};
+use crate::cache::{CacheFolder, FolderTurns, Uploads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Options, Repository};
 use crate::oci::{LayoutReference, Reference};
@@ -125,11 +125,14 @@ async fn source(from: &Reference, options: &Options, attached_in: Option<&Reposi
     match from {
         Reference::Layout(layout) => Artifact::in_layout(layout.clone(), attached_in).await,
         Reference::Registry(reference) => {
-            let disk = options.cache_dir.as_deref().filter(|_| options.disk_cache).and_then(|path| {
-                let folder = CacheFolder::open(path, options.cache_size);
-                let folder = folder.inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"));
-                folder.ok()?.disk_cache(options.cache_min_free)
-            });
+            let folder = match options.cache_dir.as_deref().filter(|_| options.disk_cache) {
+                Some(path) => CacheFolder::open_if_usable(path, options.cache_size, &FolderTurns::new(path)).await,
+                None => None,
+            };
+            let disk = match folder {
+                Some(folder) => folder.disk_cache(options.cache_min_free).await,
+                None => None,
+            };
             let registry = Arc::new(Registry::new(reference.clone(), &options.registry())?);
             Artifact::in_registry(registry, &reference.to_string(), disk, attached_in).await
         }

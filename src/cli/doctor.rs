@@ -67,8 +67,11 @@ impl Command {
         });
         let mut checks: Vec<Check> = match reference {
             Reference::Registry(reference) if !options.offline => {
-                let registry = Registry::new(reference, &options.registry()).map_err(|e| Failure::artifact(&e))?;
-                registry.survey().await.into_iter().map(Check::of).collect()
+                let findings = match Registry::new(reference, &options.registry()) {
+                    Ok(registry) => registry.survey().await,
+                    Err(error) => vec![("connection", Err(error))],
+                };
+                findings.into_iter().map(Check::of).collect()
             }
             _ => {
                 let mount = Mount::open(&self.reference, options).await;

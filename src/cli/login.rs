@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::logging::{self, Destination};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Reference;
-use crate::registry::{RegistryOptions, Secret, Stored, Where, check_login};
+use crate::registry::{RegistryOptions, Secret, Stored, Where, check_login, name_of_login};
 
 /// Log in to a registry, for eo-mount, docker and oras
 ///
@@ -76,18 +76,28 @@ async fn keep(registry: &str, username: &str, password: &Secret, options: &Regis
     if !check_login(registry, options).await? {
         tracing::warn!("{registry}: it answers without a login, so that this one could not be checked");
     }
-    let place = match Stored::new()?.save(registry, username, password).await? {
+    let name = name_of_login(registry)?;
+    let place = match Stored::new()?.save(&name, username, password).await? {
         Where::File(path) => path.display().to_string(),
         Where::Helper(name) => name,
     };
-    say(&format!("Login Succeeded: kept by {place}"));
+    let rewritten = if name == registry { String::new() } else { format!(" for {name}, as registries.conf says") };
+    say(&format!("Login Succeeded: kept by {place}{rewritten}"));
     Ok(())
 }
 
 impl Logout {
     pub fn run(self) -> Result<(), Failure> {
         let registry = registry_of(&self.registry).map_err(|error| Failure::usage(&error))?;
-        let erasing = async { Stored::new()?.erase(&registry).await };
+        let erasing = async {
+            // One that is blocked by now has no other name.
+            let other = name_of_login(&registry).ok().filter(|name| *name != registry);
+            let mut erased = Stored::new()?.erase(&registry).await?;
+            if let Some(other) = other {
+                erased |= Stored::new()?.erase(&other).await?;
+            }
+            Ok(erased)
+        };
         let erased = runtime()?.block_on(erasing).map_err(|error| Failure::artifact(&error))?;
         if !erased {
             let error = Error::new(ErrorKind::NotFound, &registry, "there is no login for it");

@@ -7,8 +7,11 @@ use std::ops::Range;
 use super::member::Member;
 use super::scan::TAIL;
 
-/// Headers expected at once: at first, at most, and after misses. The first of them is where the last member ends.
+/// Headers expected at once: at first, more of them in a large archive (one for so many bytes), at most, and after
+/// misses. The first of them is where the last member ends.
 const FIRST_AHEAD: usize = 16;
+const LARGEST_FIRST_AHEAD: usize = 64;
+const BYTES_A_HEADER: u64 = 256 << 20;
 const FEWEST_AHEAD: usize = 2;
 const MOST_AHEAD: usize = 512;
 /// Patterns remembered; an archive with more is not one whose members recur.
@@ -66,7 +69,9 @@ pub struct Predictor {
 
 impl Predictor {
     pub fn new(blob_size: u64, habits: Habits) -> Self {
-        let ahead = if habits.0.is_empty() { FIRST_AHEAD } else { MOST_AHEAD };
+        let first = usize::try_from(blob_size / BYTES_A_HEADER).unwrap_or(LARGEST_FIRST_AHEAD);
+        let first = first.clamp(FIRST_AHEAD, LARGEST_FIRST_AHEAD);
+        let ahead = if habits.0.is_empty() { first } else { MOST_AHEAD };
         let tip = Some((START, 0));
         Self { habits, last: START, expected: VecDeque::new(), tip, guessing: false, ahead, hits: 0, blob_size }
     }

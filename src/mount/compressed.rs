@@ -30,6 +30,8 @@ struct Work {
     pass: Pass,
     indexer: Indexing,
     compression: Compression,
+    /// Where it is kept how far it is.
+    folder: Option<Arc<CacheFolder>>,
     /// Byte of the blob up to which the progress is kept.
     kept: u64,
 }
@@ -74,10 +76,16 @@ pub async fn unpack(
     let mut work = match unfinished.take() {
         Some(Unfinished(work)) => work,
         None => {
+            // Where its disk hangs, as without one.
+            let folder = match sources.folder.clone() {
+                Some(folder) => folder.answers().await.then_some(folder),
+                None => None,
+            };
             let (blob, sources) = (layer.clone(), Arc::clone(sources));
-            let begin = move || match Work::left_by_another(&blob, compression, &sources) {
-                Some(work) => Ok(work),
-                None => Work::new(&blob, compression, &sources),
+            let begin = move || {
+                let left =
+                    folder.as_ref().and_then(|folder| Work::left_by_another(&blob, compression, &sources, folder));
+                left.map_or_else(|| Work::new(&blob, compression, &sources, folder), Ok)
             };
             Box::new(blocking(layer, begin).await?)
         }
@@ -95,16 +103,15 @@ pub async fn unpack(
                 return Err(error);
             }
         };
-        let folder = sources.folder.clone();
         work = blocking(layer, move || {
-            work.feed(&bytes, folder.as_deref())?;
+            work.feed(&bytes)?;
             Ok(work)
         })
         .await?;
     }
-    let (folder, blob) = (sources.folder.clone(), layer.clone());
+    let blob = layer.clone();
     let finish = move || {
-        let Work { pass, indexer, .. } = *work;
+        let Work { pass, indexer, folder, .. } = *work;
         let made = pass.finish();
         if let Some(folder) = folder {
             if let Ok((table, side)) = &made {
@@ -155,8 +162,8 @@ async fn known(layer: &Descriptor, compression: Compression, sources: &Sources) 
 /// A blob that an earlier mount has passed over.
 async fn kept(layer: &Descriptor, sources: &Sources) -> Result<Option<Content>> {
     let Some(folder) = sources.folder.clone() else { return Ok(None) };
-    let blob = layer.clone();
-    let made = blocking(layer, move || Ok(folder.load_checkpoints(&blob))).await?;
+    let (blob, turns) = (layer.clone(), folder.turns().clone());
+    let made = turns.reads.run(move || folder.load_checkpoints(&blob)).await.flatten();
     Ok(made.map(|(compression, made)| {
         Content::new(sources.chunks.clone(), layer.clone(), compression, sources.content_limits, made)
     }))
@@ -189,7 +196,12 @@ async fn index_known(layer: &Descriptor, content: Content, sources: &Arc<Sources
 }
 
 impl Work {
-    fn new(layer: &Descriptor, compression: Compression, sources: &Sources) -> Result<Self> {
+    fn new(
+        layer: &Descriptor,
+        compression: Compression,
+        sources: &Sources,
+        folder: Option<Arc<CacheFolder>>,
+    ) -> Result<Self> {
         if layer.size > LARGE {
             let bytes = layer.size;
             tracing::warn!(
@@ -197,24 +209,29 @@ impl Work {
                 layer.digest
             );
         }
-        let side = match &sources.folder {
+        let side = match &folder {
             Some(folder) => folder.unnamed_file().map(|(file, space)| Side::file(file, space))?,
             None => Side::memory(sources.chunks.reserve(sources.chunks.memory() / 16)),
         };
         let limits: ContentLimits = sources.content_limits;
         Ok(Self {
             pass: Pass::new(layer.clone(), compression, limits, side)?,
-            indexer: Indexing::new(layer, sources),
+            indexer: Indexing::new(layer, sources, folder.is_some()),
             compression,
+            folder,
             kept: 0,
         })
     }
 
     /// What a process that was killed has left.
-    fn left_by_another(layer: &Descriptor, compression: Compression, sources: &Sources) -> Option<Self> {
-        let folder = sources.folder.as_ref()?;
+    fn left_by_another(
+        layer: &Descriptor,
+        compression: Compression,
+        sources: &Sources,
+        folder: &Arc<CacheFolder>,
+    ) -> Option<Self> {
         let (found, progress, side) = folder.load_progress(layer)?;
-        let mut indexer = Indexing::new(layer, sources);
+        let mut indexer = Indexing::new(layer, sources, true);
         let replayed = Pass::read_notes(&side, &progress.notes)
             .try_for_each(|notes| notes.ok().and_then(|notes| indexer.indexer.replay(&notes)));
         let pass = Pass::resume(layer.clone(), found, sources.content_limits, side, progress);
@@ -222,7 +239,7 @@ impl Work {
             (Some(()), Ok(pass)) if found == compression => {
                 let kept = pass.position();
                 tracing::info!("layer {}: reading it goes on at byte {kept} of {}", layer.digest, layer.size);
-                Some(Self { pass, indexer, compression, kept })
+                Some(Self { pass, indexer, compression, folder: Some(Arc::clone(folder)), kept })
             }
             _ => {
                 folder.drop_progress(layer);
@@ -231,9 +248,9 @@ impl Work {
         }
     }
 
-    fn feed(&mut self, bytes: &[u8], folder: Option<&CacheFolder>) -> Result<()> {
+    fn feed(&mut self, bytes: &[u8]) -> Result<()> {
         let fed = self.pass.feed(bytes, &mut self.indexer);
-        let Some(folder) = folder else { return fed };
+        let Some(folder) = &self.folder else { return fed };
         match &fed {
             // Another time it would fail there again, whatever was wrong.
             Err(_) => folder.drop_progress(self.pass.blob()),
@@ -250,12 +267,9 @@ impl Work {
 }
 
 impl Indexing {
-    fn new(layer: &Descriptor, sources: &Sources) -> Self {
+    fn new(layer: &Descriptor, sources: &Sources, is_kept: bool) -> Self {
         let limits = sources.indexing.limits;
-        let indexer = match sources.folder {
-            Some(_) => StreamIndexer::with_notes(limits),
-            None => StreamIndexer::new(limits),
-        };
+        let indexer = if is_kept { StreamIndexer::with_notes(limits) } else { StreamIndexer::new(limits) };
         Self { blob: layer.clone(), indexer }
     }
 }

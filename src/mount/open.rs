@@ -22,7 +22,7 @@ use super::zip::is_zip;
 use super::{AttachedIndex, LayerNode, Mount, Options, not_done};
 use crate::blob::content::ContentLimits;
 use crate::blob::{Background, BlobSource, Compression};
-use crate::cache::{CacheFolder, Indexes, Manifests};
+use crate::cache::{CacheFolder, FolderTurns, Indexes, Manifests};
 use crate::error::Result;
 use crate::index::{BLOCK, Limits, Scanner, Step, Tuning};
 use crate::oci::CREATED;
@@ -47,22 +47,20 @@ impl Mount {
     /// Resolves the reference once and checks manifests and configs against their digests, within the timeout.
     pub async fn open(reference: &str, options: Options) -> Result<Self> {
         let deadline = Instant::now() + options.timeout;
-        let folder = options.cache_dir.as_deref().and_then(|path| {
-            CacheFolder::open(path, options.cache_size)
-                .inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk"))
-                .ok()
-        });
-        let manifests = options.cache_dir.as_deref().map(|path| Arc::new(Manifests::new(path)));
+        let cache_dir = options.cache_dir.as_deref().map(|path| (path, FolderTurns::new(path)));
+        let folder = match &cache_dir {
+            Some((path, turns)) => CacheFolder::open_if_usable(path, options.cache_size, turns).await,
+            None => None,
+        };
+        let manifests = cache_dir.as_ref().map(|(path, turns)| Arc::new(Manifests::new(path, turns)));
         // A stored index may be of bytes that nobody has checked.
-        let cache_dir = options.cache_dir.as_deref().filter(|_| !options.verify_blobs);
-        let indexes = cache_dir.map(|path| Arc::new(Indexes::new(path)));
+        let cache_dir = cache_dir.filter(|_| !options.verify_blobs);
+        let indexes = cache_dir.map(|(path, turns)| Arc::new(Indexes::new(path, &turns)));
         let artifact = Artifact::resolve(reference, &options, folder.as_ref(), manifests.as_ref(), deadline).await?;
         let Artifact { mut parts, headers, data, chunks, local, traffic, reachable, repository, digested } = artifact;
-        if let Some((manifests, indexes)) = manifests.zip(indexes.clone()) {
-            tokio::task::spawn_blocking(move || {
-                manifests.clean(SystemTime::now());
-                indexes.clean(SystemTime::now());
-            });
+        if let Some((manifests, indexes)) = manifests.zip(indexes.as_ref()) {
+            manifests.clean(SystemTime::now());
+            indexes.clean(SystemTime::now());
         }
         let limits = Limits { index_bytes: options.memory, ..Limits::default() };
         // One that is attached may be of bytes that nobody has checked, too. Who did not answer just now is not asked for more.

@@ -12,7 +12,7 @@ use super::manifests::{AT_ONCE, ManifestLimits, expand};
 use super::resolve::{blocking, fetch_manifest, find_manifest, found_is_kept, load, offline_folder, store};
 use super::verify::check_signed;
 use crate::blob::{BlobSource, Layout, Offline};
-use crate::cache::{Manifests, Resolution};
+use crate::cache::{FolderTurns, Manifests, Resolution};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::media_types;
 use crate::oci::{
@@ -48,7 +48,8 @@ enum At {
 
 impl Repository {
     pub fn open(reference: &str, options: &Options) -> Result<Self> {
-        let manifests = options.cache_dir.as_deref().map(|path| Arc::new(Manifests::new(path)));
+        let cache_dir = options.cache_dir.as_deref();
+        let manifests = cache_dir.map(|path| Arc::new(Manifests::new(path, &FolderTurns::new(path))));
         match reference.parse()? {
             Reference::Layout(layout) => Ok(Self::in_layout(Arc::new(Layout::new(layout)))),
             Reference::Registry(reference) => {
@@ -88,7 +89,7 @@ impl Repository {
             At::Registry(reference, registry) => {
                 let found =
                     find_manifest(reference, registry.as_deref(), self.manifests.as_ref(), options.timeout).await?;
-                found_is_kept(reference, &found, self.manifests.as_ref()).await?;
+                found_is_kept(reference, &found, self.manifests.as_ref()).await;
                 (reference.to_string(), (found.digest, found.bytes))
             }
             At::Layout(layout) => {
@@ -168,7 +169,7 @@ impl Repository {
                     Ok(None) => return Ok(None),
                     Ok(Some(referrers)) => {
                         let referrers = self.correct(subject, referrers).await;
-                        self.keep(reference, subject, &referrers).await?;
+                        self.keep(reference, subject, &referrers).await;
                         referrers
                     }
                     Err(error) if error.is_of_the_network() => {
@@ -226,7 +227,7 @@ impl Repository {
         match asked {
             Ok(None) => Ok(None),
             Ok(Some((digest, bytes))) => {
-                self.store(own, digest, bytes.clone()).await?;
+                self.store(own, digest, bytes.clone()).await;
                 Ok(Some(bytes))
             }
             Err(error) if error.is_of_the_network() => Ok(self.load(own).await),
@@ -246,31 +247,27 @@ impl Repository {
             At::Registry(_, None) => Offline.read(blob, 0..blob.size).await?,
         };
         blob.digest.check(&bytes)?;
-        store(&blob.digest, &bytes, manifests).await?;
+        store(&blob.digest, &bytes, manifests).await;
         Ok(bytes)
     }
 
-    async fn store(&self, tag: RegistryReference, digest: Digest, bytes: Bytes) -> Result<()> {
-        let Some(manifests) = self.manifests.clone() else { return Ok(()) };
-        let store = move || {
-            manifests.store(&digest, &bytes);
-            manifests.store_resolution(&tag, &digest);
-        };
-        blocking("cache", store).await
+    async fn store(&self, tag: RegistryReference, digest: Digest, bytes: Bytes) {
+        if let Some(manifests) = &self.manifests {
+            manifests.store(&digest, bytes).await;
+            manifests.store_resolution(&tag, &digest).await;
+        }
     }
 
     async fn load(&self, tag: RegistryReference) -> Option<Bytes> {
-        let manifests = self.manifests.clone()?;
-        let resolve = move || manifests.resolution(&tag, SystemTime::now());
-        let Resolution { digest, .. } = blocking("cache", resolve).await.ok()??;
+        let Resolution { digest, .. } = self.manifests.as_ref()?.resolution(&tag, SystemTime::now()).await?;
         load(self.manifests.as_ref(), &digest, LONGEST_LIST).await
     }
 
-    async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) -> Result<()> {
+    async fn keep(&self, reference: &RegistryReference, subject: &Digest, referrers: &[Referrer]) {
         let entries: Vec<_> = referrers.iter().map(Referrer::to_json).collect();
         let list =
             json!({ "schemaVersion": 2, "mediaType": media_types::IMAGE_INDEX, "manifests": entries }).to_string();
-        self.store(list_of(reference, subject), Digest::sha256_of(list.as_bytes()), list.into()).await
+        self.store(list_of(reference, subject), Digest::sha256_of(list.as_bytes()), list.into()).await;
     }
 
     async fn kept(&self, reference: &RegistryReference, subject: &Digest) -> Option<Vec<Referrer>> {

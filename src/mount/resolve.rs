@@ -120,8 +120,10 @@ impl Artifact {
         let expanding = expand(root, &name, options.platform.as_ref(), limits, fetch);
         let mut parts = by(deadline, options, &name, expanding).await?;
 
-        let disk = folder.filter(|_| options.disk_cache);
-        let disk = disk.and_then(|folder| folder.disk_cache(options.cache_min_free)).map(Arc::new);
+        let disk = match folder.filter(|_| options.disk_cache) {
+            Some(folder) => folder.disk_cache(options.cache_min_free).await.map(Arc::new),
+            None => None,
+        };
         let source: Arc<dyn BlobSource> = match &registry {
             Some(registry) => registry.clone(),
             None => Arc::new(Offline),
@@ -148,8 +150,9 @@ impl Artifact {
                 }
             });
         }
-        by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await?;
-        found_is_kept(&reference, &found, manifests).await?;
+        let read = by(deadline, options, &name, read_configs(&mut parts, &headers, manifests, limits)).await;
+        read.map_err(|error| registry.as_ref().map_or(error.clone(), |registry| registry.explain_delay(error)))?;
+        found_is_kept(&reference, &found, manifests).await;
         Ok(Self {
             parts,
             headers,
@@ -247,34 +250,20 @@ async fn ask(registry: &Registry, has_fallback: bool, timeout: Duration) -> Resu
 }
 
 async fn resolution(reference: &RegistryReference, manifests: Option<&Arc<Manifests>>) -> Option<Resolution> {
-    let (manifests, reference) = (Arc::clone(manifests?), reference.clone());
-    if reference.digest.is_some() {
-        return None;
-    }
-    let object = reference.to_string();
-    blocking(object, move || manifests.resolution(&reference, SystemTime::now())).await.ok()?
+    manifests.filter(|_| reference.digest.is_none())?.resolution(reference, SystemTime::now()).await
 }
 
 pub(super) async fn load(manifests: Option<&Arc<Manifests>>, digest: &Digest, limit: u64) -> Option<Bytes> {
-    let (manifests, wanted) = (Arc::clone(manifests?), digest.clone());
-    blocking(digest, move || manifests.load(&wanted, limit)).await.ok()?
+    manifests?.load(digest, limit).await
 }
 
 /// What the registry said is kept, the tag last: what it names is there then.
-pub(super) async fn found_is_kept(
-    reference: &RegistryReference,
-    found: &Found,
-    manifests: Option<&Arc<Manifests>>,
-) -> Result<()> {
-    let Some(manifests) = manifests.filter(|_| found.origin == Origin::Registry).cloned() else { return Ok(()) };
-    let (name, reference, digest, bytes) = (reference, reference.clone(), found.digest.clone(), found.bytes.clone());
-    let store = move || {
-        manifests.store(&digest, &bytes);
-        if reference.digest.is_none() {
-            manifests.store_resolution(&reference, &digest);
-        }
-    };
-    blocking(name, store).await
+pub(super) async fn found_is_kept(reference: &RegistryReference, found: &Found, manifests: Option<&Arc<Manifests>>) {
+    let Some(manifests) = manifests.filter(|_| found.origin == Origin::Registry) else { return };
+    manifests.store(&found.digest, found.bytes.clone()).await;
+    if reference.digest.is_none() {
+        manifests.store_resolution(reference, &found.digest).await;
+    }
 }
 
 fn unverifiable(cause: &str) -> Error {
@@ -292,7 +281,7 @@ pub(super) async fn fetch_manifest(
     }
     let missing = || Error::new(ErrorKind::NotFound, digest, "not in the cache, and no registry to ask");
     let bytes = registry.ok_or_else(missing)?.manifest_by_digest(digest).await?;
-    store(digest, &bytes, manifests).await?;
+    store(digest, &bytes, manifests).await;
     Ok(bytes)
 }
 
@@ -345,14 +334,14 @@ async fn read_config(
     }
     let bytes = source.read(config, 0..config.size).await?;
     config.digest.check(&bytes)?;
-    store(&config.digest, &bytes, manifests).await?;
+    store(&config.digest, &bytes, manifests).await;
     Ok(bytes)
 }
 
-pub(super) async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) -> Result<()> {
-    let Some(manifests) = manifests.cloned() else { return Ok(()) };
-    let (name, digest, bytes) = (digest.clone(), digest.clone(), bytes.clone());
-    blocking(name, move || manifests.store(&digest, &bytes)).await
+pub(super) async fn store(digest: &Digest, bytes: &Bytes, manifests: Option<&Arc<Manifests>>) {
+    if let Some(manifests) = manifests {
+        manifests.store(digest, bytes.clone()).await;
+    }
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

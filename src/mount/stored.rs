@@ -27,9 +27,7 @@ pub async fn claimed(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Conte
 
 /// The contents of a layer whose index is kept, without a request.
 pub async fn contents(layer: &Descriptor, sources: &Arc<Sources>) -> Option<Contents> {
-    let indexes = Arc::clone(sources.indexes.as_ref()?);
-    let (blob, limits) = (layer.clone(), sources.indexing.limits);
-    let (index, content) = tokio::task::spawn_blocking(move || indexes.load(&blob, &limits)).await.ok()??;
+    let (index, content) = sources.indexes.as_ref()?.load(layer, &sources.indexing.limits).await?;
     of_index(index, content, layer, sources)
 }
 
@@ -62,8 +60,8 @@ pub fn keep(layer: &Descriptor, index: &Arc<LayerIndex>, content: Content, sourc
         return std::future::ready(Err(Error::new(ErrorKind::Unsupported, &layer.digest, cause))).boxed().shared();
     };
     let (blob, index, object) = (layer.clone(), Arc::clone(index), layer.digest.clone());
-    let storing = tokio::task::spawn_blocking(move || {
-        indexes.store(&blob, &index, content).inspect_err(|error| tracing::debug!("{error}"))
+    let storing = tokio::spawn(async move {
+        indexes.store(&blob, &index, content).await.inspect_err(|error| tracing::debug!("{error}"))
     });
     async move { storing.await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, object, panic))) }.boxed().shared()
 }
@@ -103,9 +101,8 @@ impl Later {
                 return Ok(source);
             }
             let wrong = "it is of other content than the layer holds";
-            if let Some(indexes) = sources.indexes.clone() {
-                let digest = layer.digest.clone();
-                tokio::task::spawn_blocking(move || indexes.drop_wrong(&digest, wrong));
+            if let Some(indexes) = &sources.indexes {
+                indexes.drop_wrong(&layer.digest, wrong).await;
             }
             Err(Error::new(ErrorKind::Corrupt, &layer.digest, format!("its stored index is wrong: {wrong}"))
                 .hint("mount again"))

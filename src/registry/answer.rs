@@ -27,6 +27,9 @@ pub(super) fn status_failure(object: &str, answer: &Response) -> Failure {
         }
         StatusCode::NOT_FOUND => Error::new(ErrorKind::NotFound, object, "the registry does not have it")
             .hint("push the artifact again, or tell the registry's operator"),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            Error::new(ErrorKind::Denied, object, format!("the proxy refuses: {status}")).hint(transport::proxy_hint())
+        }
         _ => Error::new(ErrorKind::Protocol, object, format!("the registry answers {status}"))
             .hint("tell the registry's operator"),
     };

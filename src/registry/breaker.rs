@@ -85,6 +85,16 @@ impl Hosts {
         Arc::clone(hosts.entry(origin).or_insert_with(new))
     }
 
+    /// One that does not answer, in words.
+    pub fn silent(&self) -> Option<String> {
+        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.values().find_map(|host| {
+            let state = host.state();
+            let silence = state.silence.as_ref()?;
+            Some(format!("{} does not answer: {}", shown(&host.probe), silence.cause))
+        })
+    }
+
     /// A read has waited for all of its time.
     pub fn exhausted(&self) {
         let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,13 +247,13 @@ mod tests {
 
     use super::*;
     use crate::registry::RegistryOptions;
-    use crate::registry::mirrors::Place;
+    use crate::registry::mirrors::place_of_registry;
     use crate::registry::targets::Targets;
     use crate::registry::transport::Transport;
 
     fn hosts() -> Hosts {
-        let place = Place::registry("127.0.0.1:1");
-        let transport = Transport::new(&place, &RegistryOptions::default()).unwrap();
+        let options = RegistryOptions::default();
+        let transport = Transport::new(&place_of_registry("127.0.0.1:1", &options).unwrap(), &options).unwrap();
         let http = transport.clients(&Targets::new("127.0.0.1", true, false), false).unwrap();
         Hosts::new(http, Arc::default(), Arc::default())
     }

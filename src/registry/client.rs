@@ -1,10 +1,11 @@
 //! One repository, wherever it is to be had: the registry that the reference names, and its mirrors.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::bandwidth::Pace;
 use super::connections::Connections;
@@ -22,6 +23,8 @@ use crate::oci::{Digest, RegistryReference};
 const SHARE_OF_TIMEOUT: u64 = 4;
 /// Bytes of the longest requests.
 const LONGEST_REQUEST: u64 = 2 << 20;
+/// How often a request that waits for others looks for a download that nobody wants more of.
+const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
@@ -129,12 +132,28 @@ impl Registry {
         mirrors.chain([&self.origin]).collect()
     }
 
+    pub(super) fn mirrors(&self) -> &[Endpoint] {
+        &self.mirrors
+    }
+
     pub(super) fn origin(&self) -> &Endpoint {
         &self.origin
     }
 
     pub(super) fn is_origin(&self, endpoint: &Endpoint) -> bool {
         std::ptr::eq(endpoint, &self.origin)
+    }
+
+    /// Waits for leave; where downloads of whole blobs have all connections, one that nobody wants more of ends.
+    pub(super) async fn room<T>(&self, leave: impl Future<Output = T>) -> T {
+        let mut leave = pin!(leave);
+        loop {
+            match timeout(LOOK, &mut leave).await {
+                Ok(leave) => return leave,
+                Err(_) if self.connections.are_all_used() => self.streams.make_room(),
+                Err(_) => {}
+            }
+        }
     }
 
     /// What one attempt at an endpoint may take: a mirror leaves time for the registry.
@@ -158,6 +177,17 @@ impl Registry {
     pub fn distrust_mirrors(&self, digest: &Digest) {
         for mirror in &self.mirrors {
             mirror.leave_out(digest);
+        }
+    }
+
+    /// Why something was not done in time, where it is known.
+    pub fn explain_delay(&self, error: Error) -> Error {
+        let mut endpoints = [&self.origin].into_iter().chain(&self.mirrors);
+        match endpoints.find_map(|endpoint| endpoint.web.hosts.silent()) {
+            Some(silent) if error.kind == ErrorKind::TimedOut => {
+                Error { cause: format!("{}; {silent}", error.cause), ..error }
+            }
+            _ => error,
         }
     }
 

@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, Instant};
 
 use crate::oci::Digest;
 
-/// Bytes from which on a request is a long one.
-const LONG: u64 = 256 << 10;
+/// Bytes up to which a request is a small one: over a fast line it takes less time than its round trip. The headers
+/// of several members that are fetched as one are such: one of those at once made the index of a tile six times slower.
+const SMALL: u64 = 512 << 10;
 /// Long requests at once, before anything is known: enough where one connection has a fifth of the line.
 const FIRST_WIDTH: usize = 12;
 /// Fewer that bring this share of the bytes will do; more must bring so much more to be worth it.
@@ -25,7 +26,7 @@ const ROUNDS: u32 = 16;
 const IDLE: Duration = Duration::from_secs(10);
 
 pub(super) struct Connections {
-    all: Semaphore,
+    all: Arc<Semaphore>,
     /// Most of them for one blob: where its storage stalls, others go on.
     of_a_blob: usize,
     /// Of the blobs that are being read.
@@ -41,11 +42,11 @@ struct OfBlob {
 }
 
 /// Leave to send a request, which ends when it is dropped.
-pub(super) struct Leave<'a> {
+pub(super) struct Leave {
     _blob: Arc<OfBlob>,
     long: Option<Long>,
     _own: Option<OwnedSemaphorePermit>,
-    _all: Option<SemaphorePermit<'a>>,
+    _all: Option<OwnedSemaphorePermit>,
 }
 
 struct Long {
@@ -61,14 +62,23 @@ impl Connections {
     pub fn new(all: usize) -> Self {
         let of_a_blob = (all - 1).max(1);
         let width = Arc::new(Mutex::new(Width::new(of_a_blob)));
-        Self { all: Semaphore::new(all), of_a_blob, blobs: Mutex::default(), width }
+        Self { all: Arc::new(Semaphore::new(all)), of_a_blob, blobs: Mutex::default(), width }
+    }
+
+    pub fn are_all_used(&self) -> bool {
+        self.all.available_permits() == 0
+    }
+
+    /// Waits for leave to send a request that is for no blob.
+    pub async fn acquire_one(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.all).acquire_owned().await.ok()
     }
 
     /// Waits for leave to send a request for so many bytes.
-    pub async fn acquire(&self, blob: &Digest, length: u64) -> Leave<'_> {
+    pub async fn acquire(&self, blob: &Digest, length: u64) -> Leave {
         let blob = self.of(blob);
         // The semaphores are never closed.
-        let mut long = if length < LONG {
+        let mut long = if length <= SMALL {
             None
         } else {
             let permit = Arc::clone(&blob.long).acquire_owned().await.ok();
@@ -76,7 +86,7 @@ impl Connections {
             Some(Long { blob: Arc::clone(&blob), permit, width, begun: false })
         };
         let own = Arc::clone(&blob.all).acquire_owned().await.ok();
-        let all = self.all.acquire().await.ok();
+        let all = self.acquire_one().await;
         if let Some(long) = &mut long {
             lock(&self.width).begins(Instant::now());
             long.begun = true;
@@ -101,7 +111,12 @@ impl Connections {
     }
 }
 
-impl Leave<'_> {
+impl Leave {
+    /// For a download that goes only as far as somebody reads: it says nothing of the line.
+    pub fn for_a_download(self) -> Self {
+        Self { long: None, ..self }
+    }
+
     /// So many bytes have come.
     pub fn received(&self, bytes: usize) {
         if let Some(long) = &self.long {
@@ -215,9 +230,11 @@ impl Width {
     fn judge(&mut self, rate: f64, used: usize) {
         self.rest = self.rest.saturating_sub(1);
         let Some((width, before)) = self.before.take() else {
-            if self.rest == 0 {
-                self.now = self.now.min(used);
-                self.try_instead((self.now / 2).max(1), rate);
+            // One after the other, they say nothing of several at once.
+            if used == 1 && self.now > 1 {
+                self.rest = self.rest.max(1);
+            } else if self.rest == 0 {
+                self.try_instead(if self.now == 1 { 2 } else { self.now.min(used) / 2 }, rate);
             }
             return;
         };
@@ -270,7 +287,7 @@ mod tests {
             held.push(connections.acquire(&stalled, 1).now_or_never().expect("room"));
         }
         assert!(connections.acquire(&stalled, 1).now_or_never().is_none());
-        drop(connections.acquire(&other, LONG).now_or_never().expect("room for others"));
+        drop(connections.acquire(&other, SMALL + 1).now_or_never().expect("room for others"));
         held.pop();
         assert!(connections.acquire(&stalled, 1).now_or_never().is_some());
         drop(held);
@@ -278,13 +295,13 @@ mod tests {
         assert_eq!(connections.blobs.lock().unwrap().len(), 1, "blobs nobody reads are forgotten");
     }
 
-    /// Long requests of a reader that wants so many at once, over a line of 125 MB/s, each connection with so many
-    /// bytes a second and a round trip. Gives how many there are at once most of the time, and the seconds.
+    /// Long requests of a reader that wants so many at once, after another that wanted one after the other, over a line
+    /// of 125 MB/s, each connection with so many bytes a second and a round trip. Gives how many there are at once most
+    /// of the time, and the seconds.
     async fn at_once_mostly(wanted: usize, connection: f64, round_trip: Duration) -> (usize, f64) {
         let connections = Connections::new(33);
         let blob = Digest::sha256_of(b"");
         let line = Mutex::new(Instant::now());
-        let start = Instant::now();
         let widths = Mutex::new(Vec::new());
         let request = async |_| {
             let leave = connections.acquire(&blob, 1 << 20).await;
@@ -299,6 +316,10 @@ mod tests {
             lock(&widths).push(lock(&connections.width).now.min(wanted));
             leave.received(1 << 20);
         };
+        for number in 0..9 {
+            request(number).await;
+        }
+        let start = Instant::now();
         stream::iter(0..2000).map(request).buffer_unordered(wanted).count().await;
         let mut widths = lock(&widths).split_off(200);
         widths.sort_unstable();
@@ -331,13 +352,13 @@ mod tests {
     async fn requests_that_are_given_up_say_nothing_of_the_line() {
         let connections = Connections::new(2);
         let blob = Digest::sha256_of(b"");
-        let held = connections.acquire(&blob, LONG).await;
-        assert!(connections.acquire(&blob, LONG).now_or_never().is_none());
-        drop(connections.acquire(&Digest::sha256_of(b"other"), LONG).await);
+        let held = connections.acquire(&blob, SMALL + 1).await;
+        assert!(connections.acquire(&blob, SMALL + 1).now_or_never().is_none());
+        drop(connections.acquire(&Digest::sha256_of(b"other"), SMALL + 1).await);
         let width = lock(&connections.width);
         assert_eq!((width.under_way, width.ended, width.bytes), (1, 0, 0));
         drop((width, held));
         assert_eq!(lock(&connections.width).under_way, 0);
-        assert!(connections.acquire(&blob, LONG).now_or_never().is_some(), "its place is free again");
+        assert!(connections.acquire(&blob, SMALL + 1).now_or_never().is_some(), "its place is free again");
     }
 }

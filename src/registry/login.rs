@@ -10,15 +10,19 @@ use super::answer::status_failure;
 use super::auth::Scope;
 use super::client::RegistryOptions;
 use super::endpoint::Endpoint;
-use super::mirrors::Place;
+use super::mirrors::place_of_registry;
 use super::retry::{Failure, Retry};
 use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The name that logins for a registry are kept by: another one where registries.conf rewrites its location.
+pub fn name_of_login(registry: &str) -> Result<String> {
+    Ok(place_of_registry(registry, &RegistryOptions::default())?.registry)
+}
+
 /// Asks the registry with the login of `options`. False: it wants none, so that nothing is known about it.
 pub async fn check_login(registry: &str, options: &RegistryOptions) -> Result<bool> {
-    let plain_http = options.plain_http.then_some(true);
-    let place = Place { plain_http, ..Place::registry(registry) };
+    let place = place_of_registry(registry, options)?;
     let (back, traffic) = <(Arc<Notify>, Arc<Traffic>)>::default();
     let endpoint = Endpoint::new(place, options, &traffic, &back)?;
     let retry = Retry::a_few_times_within(options.timeout);

@@ -60,6 +60,7 @@ impl Registry {
         digest: Option<&Digest>,
         object: &str,
     ) -> Result<(Digest, Bytes), Failure> {
+        let _leave = self.room(self.connections.acquire_one()).await;
         let answer = self.get_manifest(endpoint, version, object).await?;
         self.checked_manifest(answer, digest, object).await
     }

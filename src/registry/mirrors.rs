@@ -38,12 +38,6 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// The registry itself, without a repository.
-    pub fn registry(name: &str) -> Self {
-        let (registry, repository) = (name.to_owned(), String::new());
-        Self { registry, repository, plain_http: None, insecure: false, by_tag: true, by_digest: true }
-    }
-
     /// As a reference would name it.
     fn named(&self) -> RegistryReference {
         let (registry, repository) = (self.registry.clone(), self.repository.clone());
@@ -54,10 +48,14 @@ impl Place {
         self.named().is_loopback()
     }
 
+    /// Host and port, as it is asked there.
+    pub fn address(&self) -> String {
+        self.named().host().to_owned()
+    }
+
     pub fn host(&self) -> String {
-        let named = self.named();
-        let host = named.host();
-        host.rsplit_once(':').map_or(host, |(host, _)| host).to_owned()
+        let address = self.address();
+        address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).to_owned()
     }
 
     /// Of requests for the repository; for the registry itself without one.
@@ -77,13 +75,22 @@ impl Place {
     /// `host[:port][/namespace…]` with the rest of the repository's name behind it.
     fn at(location: &str, rest: &str, plain_http: Option<bool>) -> Result<Self> {
         let whole = format!("{location}{rest}");
-        let (registry, repository) =
-            whole.split_once('/').filter(|(host, path)| !host.is_empty() && !path.is_empty()).ok_or_else(|| {
+        let (registry, repository) = Some(whole.split_once('/').unwrap_or((&whole, "")))
+            .filter(|(host, _)| !host.is_empty())
+            .ok_or_else(|| {
                 Error::new(ErrorKind::Usage, location, "not a location of a registry").hint("write HOST[:PORT][/PATH]")
             })?;
         let (registry, repository) = (registry.to_owned(), repository.to_owned());
         Ok(Self { registry, repository, plain_http, insecure: false, by_tag: true, by_digest: true })
     }
+}
+
+/// The registry itself, without a repository: where logins are checked, and by what name they are kept.
+pub(super) fn place_of_registry(name: &str, options: &RegistryOptions) -> Result<Place> {
+    let (registry, repository) = (name.to_owned(), String::new());
+    let places = places(&RegistryReference { registry, repository, tag: None, digest: None }, options)?;
+    let place = places.into_iter().next_back().map_or_else(|| Place::at(name, "", None), Ok)?;
+    Ok(Place { repository: String::new(), ..place })
 }
 
 /// In the order in which they are asked; the last is the registry itself.
@@ -98,7 +105,10 @@ fn resolve(
     options: &RegistryOptions,
     registries: &[RegistryTable],
 ) -> Result<Vec<Place>> {
-    let name = format!("{}/{}", reference.registry, reference.repository);
+    let name = match reference.repository.as_str() {
+        "" => reference.registry.clone(),
+        repository => format!("{}/{repository}", reference.registry),
+    };
     let mut places = Vec::new();
     for mirror in &options.mirrors {
         let (plain_http, location) = match mirror.split_once("://") {
@@ -125,7 +135,7 @@ fn resolve(
     };
     if table.blocked {
         let cause = format!("registries.conf blocks {}", table.prefix());
-        return Err(Error::new(ErrorKind::Denied, reference, cause).hint("remove `blocked` there if it is wrong"));
+        return Err(Error::new(ErrorKind::Denied, name, cause).hint("remove `blocked` there if it is wrong"));
     }
     let rest = name.get(matched..).unwrap_or_default();
     for mirror in &table.mirror {

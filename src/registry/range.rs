@@ -26,7 +26,10 @@ const SOON: u32 = 8;
 /// Bytes taken at once from a download that serves others, too.
 const PIECE: u64 = 1 << 20;
 /// Bytes that must come in the time of a read, where much is asked for at once.
-const WORTH_A_READ: u64 = 64 << 10;
+const WORTH_A_READ: u64 = 16 << 10;
+/// What comes slowly, because many share a slow link, may take so many times the timeout: who waits for it has failed by
+/// then, and finds it when trying again. All would begin again, and again be too late, otherwise.
+const LONGEST_FETCH: u32 = 4;
 /// Room that is made for an answer before it comes.
 const ROOM: u64 = 16 << 20;
 
@@ -68,7 +71,11 @@ impl Registry {
         }
         let mut reading = Reading::new(self, blob, range);
         let mut received = BytesMut::with_capacity(length.min(ROOM) as usize);
+        let last_renewal = Instant::now() + self.timeout * (LONGEST_FETCH - 1);
         while !reading.rest.is_empty() {
+            if Instant::now() < last_renewal {
+                reading.renew();
+            }
             received.extend_from_slice(&reading.next(length).await?);
         }
         Ok(received.freeze())
@@ -105,7 +112,7 @@ impl Registry {
         let leave = match endpoint.dead(&blob.digest) {
             // Not behind those who wait for a dead host; the registry may send us to another one by now.
             Some(dead) => leave.now_or_never().ok_or(Failure::Dead(dead))?,
-            None => leave.await,
+            None => self.room(leave).await,
         };
         let awaited = self.pace.awaited();
         let headers =
@@ -119,7 +126,7 @@ impl Registry {
                         .hint("go without --require-ranges, ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
                 ));
             }
-            self.streams.start(blob, wanted, answer, &self.traffic).await;
+            self.streams.start(blob, wanted, answer, leave, &self.traffic);
             return Ok(None);
         }
         let (body, left) = (answer.bytes_stream().boxed(), range.end.saturating_sub(range.start));
@@ -134,7 +141,7 @@ struct Answer<'a> {
     body: BoxStream<'static, reqwest::Result<Bytes>>,
     /// Bytes that are still to come.
     left: u64,
-    leave: Leave<'a>,
+    leave: Leave,
     _awaited: Awaited<'a>,
 }
 
@@ -268,7 +275,7 @@ impl<'a> Reading<'a> {
 }
 
 /// RFC 9110, sections 14 and 15.3.7, as strict as integrity needs it: this range of this blob and nothing else.
-fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Result<(), Failure> {
+pub(super) fn check_answer(answer: &Response, blob: &Descriptor, wanted: &Range<u64>) -> Result<(), Failure> {
     let object = blob.digest.as_str();
     let wrong = |cause: String| {
         Failure::Odd(

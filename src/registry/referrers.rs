@@ -51,6 +51,10 @@ impl Registry {
         attempt: impl Fn() -> A,
     ) -> Result<T> {
         let retry = Retry::a_few_times_within(self.timeout);
+        let attempt = async || {
+            let _leave = self.room(self.connections.acquire_one()).await;
+            attempt().await
+        };
         retry.run(subject.as_str(), &self.back, &self.traffic, attempt).await
     }
 

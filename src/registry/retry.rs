@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use reqwest::Url;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::targets::shown;
 use super::traffic::Traffic;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -32,6 +34,17 @@ impl Failure {
         match self {
             Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } | Self::Dead(error) => error,
         }
+    }
+}
+
+impl Failure {
+    /// With the host that it happened at, unless what was asked for tells it.
+    pub(super) fn at(mut self, url: &Url) -> Self {
+        let (Self::Final(error) | Self::Odd(error) | Self::Passing { error, .. } | Self::Dead(error)) = &mut self;
+        if !error.object.contains(url.host_str().unwrap_or_default()) {
+            error.cause = format!("{}: {}", shown(url), error.cause);
+        }
+        self
     }
 }
 
@@ -117,7 +130,8 @@ impl Retry {
     pub fn timed_out(&self, object: &str) -> Error {
         let timeout = humantime::format_duration(self.timeout);
         let cause = match &self.last {
-            Some(last) => format!("no answer within {timeout}; before that: {}", last.cause),
+            Some(last) if last.object == object => format!("no answer within {timeout}; before that: {}", last.cause),
+            Some(last) => format!("no answer within {timeout}; before that: {}: {}", last.object, last.cause),
             None => format!("no answer within {timeout}"),
         };
         Error::new(ErrorKind::TimedOut, object, cause).hint("check the network, or give more time with --timeout")
@@ -149,7 +163,8 @@ mod tests {
         }
         assert!((10..40).contains(&attempts), "{attempts}");
         assert!(start.elapsed() <= Duration::from_secs(60));
-        assert!(retry.timed_out("blob").to_string().contains("within 1m; before that: refused"));
+        assert!(retry.timed_out("r").to_string().contains("within 1m; before that: refused"));
+        assert!(retry.timed_out("blob").to_string().contains("within 1m; before that: r: refused"));
     }
 
     #[tokio::test(start_paused = true)]

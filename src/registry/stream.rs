@@ -9,10 +9,11 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use reqwest::Response;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::answer::{ended_early, transport_failure};
+use super::connections::Leave;
 use super::retry::Failure;
 use super::traffic::Traffic;
 use crate::blob::Passing;
@@ -27,14 +28,10 @@ const STEP: usize = 256 << 10;
 /// memory.
 const TAIL: usize = 1 << 20;
 const SHARE_OF_MEMORY: usize = 8;
-/// How often a download that waits for others looks for one that nobody wants more of.
-const LOOK: Duration = Duration::from_millis(100);
 /// From this distance on the cost is told.
 const FAR: u64 = 16 << 20;
 
 pub(super) struct Streams {
-    /// For so many downloads at once.
-    room: Arc<Semaphore>,
     /// Bytes of the tail of one.
     tail: usize,
     streams: Mutex<HashMap<Digest, Arc<Stream>>>,
@@ -74,17 +71,14 @@ impl Streams {
         // A tail grows to twice its length before it is cut.
         let tail = (share / most.max(1) / 2).min(TAIL);
         let (streams, cache, told) = (Mutex::default(), OnceLock::new(), OnceLock::new());
-        Self { room: Arc::new(Semaphore::new(most)), tail, streams, cache, told }
+        Self { tail, streams, cache, told }
     }
 
-    /// Leave for one more download; one that nobody wants more of ends for it.
-    async fn room(&self) -> Option<OwnedSemaphorePermit> {
-        loop {
-            match timeout(LOOK, Arc::clone(&self.room).acquire_owned()).await {
-                Ok(room) => return room.ok(),
-                Err(_) => drop(self.streams().values().find(|stream| stream.end_if_idle())),
-            }
-        }
+    /// Ends a download that nobody wants more of, so that another request has its connection.
+    pub fn make_room(&self) {
+        let streams = self.streams();
+        // One is enough.
+        let _ = streams.values().any(|stream| stream.end_if_idle());
     }
 
     pub fn keep_in(&self, cache: Weak<dyn Passing>) {
@@ -115,11 +109,12 @@ impl Streams {
     }
 
     /// Makes an answer with the whole blob the blob's download, unless there is one. Tells what it costs.
-    pub async fn start(
+    pub fn start(
         self: &Arc<Self>,
         blob: &Descriptor,
         wanted: &Range<u64>,
         answer: Response,
+        leave: Leave,
         traffic: &Arc<Traffic>,
     ) {
         if self.told.set(()).is_ok() {
@@ -128,7 +123,6 @@ impl Streams {
                 blob.digest
             );
         }
-        let room = self.room().await;
         let mut streams = self.streams();
         if streams.contains_key(&blob.digest) {
             return;
@@ -141,7 +135,7 @@ impl Streams {
         let (all, blob, traffic) = (Arc::downgrade(self), blob.clone(), Arc::clone(traffic));
         let cache = self.cache();
         tokio::spawn(async move {
-            let _room = room;
+            let _leave = leave.for_a_download();
             let ended = stream.run(&blob, answer, cache, &traffic).await;
             if let Some(all) = all.upgrade() {
                 all.streams().remove(&blob.digest);

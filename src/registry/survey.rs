@@ -10,6 +10,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::{body_up_to, header, status_failure};
 use super::client::Registry;
+use super::endpoint::Endpoint;
+use super::range::check_answer;
 use super::retry::Failure;
 use crate::blob::BlobSource;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +47,11 @@ impl Survey<'_> {
     async fn run(&mut self) {
         let addresses = self.within(self.addresses()).await;
         self.note("name", addresses);
-        let connected = self.within(self.connect()).await;
+        for mirror in self.registry.mirrors() {
+            let found = self.within(self.connect(mirror)).await;
+            self.note("mirror", found.map(|found| format!("{}: {found}", mirror.place.registry)));
+        }
+        let connected = self.within(self.connect(self.registry.origin())).await;
         let is_connected = connected.is_ok();
         self.note("connection", connected);
         if !is_connected {
@@ -107,7 +113,8 @@ impl Survey<'_> {
     }
 
     async fn addresses(&self) -> Result<String, Failure> {
-        let host = self.registry.reference.host();
+        let place = self.registry.origin().place.address();
+        let host = place.as_str();
         let unknown = |cause: &dyn std::fmt::Display| {
             Error::new(ErrorKind::NotFound, host, format!("the name has no address: {cause}"))
                 .hint("check its spelling, and DNS in /etc/resolv.conf; with a proxy this does not matter")
@@ -127,14 +134,16 @@ impl Survey<'_> {
     }
 
     /// Any answer will do; whether it lets us in is seen later.
-    async fn connect(&self) -> Result<String, Failure> {
+    async fn connect(&self, endpoint: &Endpoint) -> Result<String, Failure> {
         let started = Instant::now();
-        let from = match self.get("/v2/", HeaderMap::new(), &self.registry.reference.to_string()).await {
+        let object = endpoint.place.registry.as_str();
+        let asked = endpoint.request(Method::GET, "/v2/", HeaderMap::new(), None, &endpoint.pull(), object).await;
+        let from = match asked {
             Err(Failure::Final(error)) if error.kind == ErrorKind::Denied => None,
             answer => Some(answer?.1),
         };
         let scheme = from.map_or_else(String::new, |from| format!("{}, ", from.scheme()));
-        Ok(format!("{scheme}the registry answers after {}", in_ms(started.elapsed())))
+        Ok(format!("{scheme}it answers after {}", in_ms(started.elapsed())))
     }
 
     /// Of the registry itself.
@@ -196,7 +205,7 @@ impl Survey<'_> {
             let (answer, url) = self.get(&format!("blobs/{object}"), headers, object).await?;
             from = self.origin(&url);
             match answer.status() {
-                StatusCode::PARTIAL_CONTENT => {}
+                StatusCode::PARTIAL_CONTENT => check_answer(&answer, layer, &(middle..middle.saturating_add(1)))?,
                 StatusCode::OK => {
                     let cause = "the registry, or a proxy before it, answers a range with the whole blob";
                     return Err(Error::new(ErrorKind::Unsupported, object, cause)
@@ -214,7 +223,7 @@ impl Survey<'_> {
     fn origin(&self, from: &Url) -> String {
         let host = from.authority();
         let host = host.rsplit('@').next().unwrap_or_default();
-        match host == self.registry.reference.host() {
+        match host == self.registry.origin().place.address() {
             true => "none: blobs come from the registry itself".to_owned(),
             false => format!("blobs come from {host}"),
         }

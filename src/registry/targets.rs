@@ -48,12 +48,17 @@ impl Targets {
 
     /// What a redirect or a challenge names. `from`: who named it.
     pub fn check(&self, url: &Url, from: &Url) -> Result<()> {
-        let refused = |cause: String| Err(Error::new(ErrorKind::Protocol, shown(url), cause));
+        let refused = |cause: String| {
+            Err(Error::new(ErrorKind::Protocol, shown(url), cause).hint("tell the registry's operator"))
+        };
         if !matches!(url.scheme(), "http" | "https") {
             return refused(format!("the registry sends us to a {} address: refused", url.scheme()));
         }
         if from.scheme() == "https" && url.scheme() == "http" {
             return refused("redirect from https to http refused".to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return refused("the registry sends us to an address with a login in it: refused".to_owned());
         }
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_ascii_lowercase();
         if url.origin() == from.origin() || self.0.all {
@@ -80,7 +85,10 @@ impl Rules {
     fn refusal(&self, ip: IpAddr) -> Option<&'static str> {
         const ALIBABA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
         const AWS: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-        let ip = ip.to_canonical();
+        let ip = match ip {
+            IpAddr::V6(ip) => ipv4_in(ip).map_or(IpAddr::V6(ip), IpAddr::V4),
+            ip => ip,
+        };
         match ip {
             IpAddr::V4(ip) if ip.is_link_local() => Some("a link-local address"),
             IpAddr::V6(ip) if ip.is_unicast_link_local() => Some("a link-local address"),
@@ -88,6 +96,19 @@ impl Rules {
             ip if (ip.is_loopback() || ip.is_unspecified()) && !self.loopback => Some("this machine"),
             _ => None,
         }
+    }
+}
+
+/// The address of IPv4 that one of IPv6 stands for: mapped and compatible ones (RFC 4291, section 2.5.5), NAT64 (RFC
+/// 6052, section 2.1), 6to4 (RFC 3056, section 2).
+fn ipv4_in(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let of = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    match ip.segments() {
+        // Both are of IPv6 alone.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => of(high, low),
+        [0x2002, high, low, ..] => of(high, low),
+        _ => None,
     }
 }
 
@@ -131,6 +152,11 @@ mod tests {
             "http://2852039166/",
             "http://0xa9fea9fe/",
             "http://[::ffff:169.254.169.254]/",
+            "http://[::169.254.169.254]/",
+            "http://[64:ff9b::169.254.169.254]/",
+            "http://[2002:a9fe:a9fe::1]/",
+            "http://0251.0376.0251.0376/",
+            "http://169.254.43518/",
             "http://[fe80::1]/",
             "http://[fd00:ec2::254]/",
             "http://100.100.100.200/",
@@ -145,9 +171,14 @@ mod tests {
 
     #[test]
     fn this_machine_is_refused_unless_the_registry_is_on_it() {
-        for to in
-            ["http://127.0.0.1:8080/", "http://localhost/", "http://a.localhost/", "http://[::1]/", "http://0.0.0.0/"]
-        {
+        for to in [
+            "http://127.0.0.1:8080/",
+            "http://localhost/",
+            "http://a.localhost/",
+            "http://[::1]/",
+            "http://0.0.0.0/",
+            "http://[::]/",
+        ] {
             check("http://registry.example/v2/", to, false, false).expect_err(to);
             check("http://127.0.0.1:5000/v2/", to, true, false).expect(to);
         }
@@ -156,8 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn other_schemes_and_the_way_from_https_to_http_are_refused_also_with_the_option() {
-        for to in ["file:///etc/passwd", "ftp://h/", "data:text/plain,x", "http://cdn.example/"] {
+    fn other_schemes_logins_and_the_way_from_https_to_http_are_refused_also_with_the_option() {
+        let login = "https://me:secret@registry.example/";
+        for to in ["file:///etc/passwd", "ftp://h/", "data:text/plain,x", "http://cdn.example/", login] {
             check("https://registry.example/v2/", to, true, true).expect_err(to);
         }
         check("https://registry.example/v2/", "https://cdn.example/", false, false).expect("a CDN");

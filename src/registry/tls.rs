@@ -230,7 +230,10 @@ pub fn explained(error: &(dyn StdError + 'static)) -> Option<(String, &'static s
             AlertDescription::CertificateRequired
             | AlertDescription::BadCertificate
             | AlertDescription::HandshakeFailure,
-        ) => (format!("the server ends TLS: {error}"), "it may want a client certificate: --cert-file and --key-file"),
+        ) => (
+            format!("the server ends TLS: {error}"),
+            "it may want a client certificate: --cert-file and --key-file; or speak no TLS 1.2",
+        ),
         rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
             ("the server speaks neither HTTP/1.1 nor HTTP/2".to_owned(), "tell the registry's operator")
         }

@@ -28,6 +28,11 @@ pub struct Access {
     pub insecure: bool,
 }
 
+/// Bytes of a stream of HTTP/2 that may come while nobody reads it.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// RFC 9113, section 6.9.1.
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+
 /// For one registry.
 pub struct Transport {
     tls: rustls::ClientConfig,
@@ -85,7 +90,12 @@ impl Transport {
         let idle = (self.timeout / 3).min(Duration::from_secs(20));
         let mut tls = self.tls.clone();
         tls.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        let mut http = reqwest::Client::builder();
+        // One more than there are requests: those whose answers nobody reads now do not stop the others.
+        let streams = u32::try_from(self.connections).unwrap_or(u32::MAX).saturating_add(1);
+        let window = STREAM_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
+        let mut http = reqwest::Client::builder()
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(window);
         http = match http2 {
             false => http.http1_only(),
             // One connection has all requests: who gives one up does not notice that it is dead.
@@ -127,9 +137,9 @@ pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     let cause = words(error);
     let all: String = causes(error).map(|cause| format!("{cause} ")).collect();
     let (kind, text, hint) = if error.is_timeout() {
-        (ErrorKind::TimedOut, "the registry does not answer".to_owned(), "check the network".to_owned())
+        (ErrorKind::TimedOut, "the server does not answer".to_owned(), check_hint("check the network"))
     } else if all.contains("tunnel") || all.contains("proxy auth") {
-        (ErrorKind::Unreachable, format!("the proxy refuses: {cause}"), proxy_hint("check"))
+        (ErrorKind::Unreachable, format!("the proxy refuses: {cause}"), proxy_hint())
     } else if all.contains("dns error") {
         (
             ErrorKind::Unreachable,
@@ -139,20 +149,20 @@ pub fn failure(object: &str, error: &reqwest::Error) -> Failure {
     } else if error.is_connect() {
         (ErrorKind::Unreachable, format!("cannot connect: {cause}"), check_hint("check the address and the network"))
     } else {
-        (ErrorKind::Unreachable, format!("the connection broke: {cause}"), "check the network".to_owned())
+        (ErrorKind::Unreachable, format!("the connection broke: {cause}"), check_hint("check the network"))
     };
     Failure::Passing { error: Error::new(kind, object, text).hint(hint), not_before: None }
 }
 
 /// With a proxy in between, its address is one more to check.
 fn check_hint(check: &str) -> String {
-    if proxy_variables().next().is_some() { proxy_hint(check) } else { check.to_owned() }
+    if proxy_variables().next().is_some() { format!("{check}; {}", proxy_hint()) } else { check.to_owned() }
 }
 
 /// Names the variables, never what they hold: there may be a password in it.
-fn proxy_hint(check: &str) -> String {
+pub(super) fn proxy_hint() -> String {
     let set: Vec<_> = proxy_variables().collect();
-    format!("{check}, and the proxy that is set in {}", set.join(", "))
+    format!("check the proxy that is set in {}", set.join(", "))
 }
 
 /// What the user named; they may be on this machine.
@@ -189,9 +199,16 @@ pub(super) fn words(error: &reqwest::Error) -> String {
     }
     match cause {
         _ if error.is_timeout() => "no answer in time".to_owned(),
+        // Of rustls it is an essay.
+        Some(cause) if is_end(cause) => "the server closed it".to_owned(),
         Some(cause) => cause.to_string(),
         None => "the request failed".to_owned(),
     }
+}
+
+fn is_end(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let cause = cause.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
 /// For messages about files.

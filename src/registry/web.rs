@@ -157,7 +157,7 @@ impl Web {
                 if matches!(failure, Failure::Passing { .. }) {
                     host.silent(&words(&error));
                 }
-                return Err(failure);
+                return Err(failure.at(&url));
             }
         };
         host.answered(http2);

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use eo_mount::cache::Indexes;
+use eo_mount::cache::{FolderTurns, Indexes};
 use eo_mount::index::Limits;
 use eo_mount::oci::Descriptor;
 use eo_mount_testing::fixtures::RawTar;
@@ -51,9 +51,11 @@ pub fn run(bench: &mut Bench) {
         .contestant("a new mount", || {
             let home = Home::new();
             first.set(look(&home));
-            let indexes = Indexes::new(&home.cache().join("eo-mount"));
+            let folder = home.cache().join("eo-mount");
+            let indexes = Indexes::new(&folder, &FolderTurns::new(&folder));
             let limits = Limits { index_bytes: 1 << 30, ..Limits::default() };
-            let load = || assert!(indexes.load(&blob, &limits).is_some(), "the index is kept");
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build().expect("a runtime");
+            let load = || assert!(runtime.block_on(indexes.load(&blob, &limits)).is_some(), "the index is kept");
             loading.set(Figures { seconds: timed(load), ..Figures::default() });
             look(&home)
         })

@@ -88,7 +88,7 @@ impl BlobFile {
         for ((chunk, bytes), checksum) in chunks.clone().zip(whole.chunks(CHUNK as usize)).zip(&before) {
             if checksum_of(bytes) != *checksum {
                 return Err(match how {
-                    How::Waiting => self.drop_damaged(chunk, *checksum, generation),
+                    How::Waiting => self.drop_damaged(chunk),
                     How::AtOnce => Missing::Unknown,
                 });
             }
@@ -106,10 +106,12 @@ impl BlobFile {
         Ok(bytes.into())
     }
 
-    fn drop_damaged(&self, chunk: u64, checksum: u64, generation: u64) -> Missing {
-        // Given up since, or just being given up: that is no damage.
-        let given_up = self.checksums(&(chunk..chunk + 1), How::Waiting).is_ok_and(|now| now != [checksum]);
-        if given_up || self.generation().is_ok_and(|now| now != generation || now % 2 == 1) {
+    /// A chunk that did not have its checksum. It is damaged if that is so while nobody else changes it.
+    fn drop_damaged(&self, chunk: u64) -> Missing {
+        let Some(_locked) = self.lock(&(chunk..chunk + 1)) else { return Missing::NotHere };
+        let checksum = self.read_word(self.checksum_at(chunk), How::Waiting).unwrap_or(0);
+        let bytes = self.pread(chunk * CHUNK..((chunk + 1) * CHUNK).min(self.size), How::Waiting);
+        if checksum == 0 || bytes.is_ok_and(|bytes| checksum_of(&bytes) == checksum) {
             return Missing::NotHere;
         }
         let _ = self.write_map(&[0; 8], self.checksum_at(chunk));
@@ -129,7 +131,7 @@ impl BlobFile {
 
     fn is_blob_checked_as(&self, how: How) -> io::Result<bool> {
         let generation = self.read_word(GENERATION_AT, how)?;
-        Ok(generation % 2 == 0 && self.read_word(BLOB_CHECKED_AT, how)? == generation | 1)
+        Ok(self.read_word(BLOB_CHECKED_AT, how)? == generation.wrapping_add(1))
     }
 
     /// Checksum of each chunk, 0 where it is not here.

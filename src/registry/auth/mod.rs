@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::StatusCode;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -152,7 +152,7 @@ impl Auth {
             state.challenge = Some(challenge);
         }
         let Some(challenge) = state.challenge.clone() else {
-            return if status == StatusCode::UNAUTHORIZED { Err(self.wants_login().into()) } else { Ok(None) };
+            return if status == StatusCode::UNAUTHORIZED { Err(self.wants_unknown(headers).into()) } else { Ok(None) };
         };
         let grant = self.obtain(&mut state, scope, &challenge).await?;
         Ok(Some(grant.authorization(true)))
@@ -206,7 +206,8 @@ impl Auth {
             },
         };
         let mut header = HeaderValue::from_str(&text)
-            .map_err(|_| Error::new(ErrorKind::Protocol, &self.registry, "the token is no header text"))?;
+            .map_err(|_| Error::new(ErrorKind::Protocol, &self.registry, "the token is no header text"))
+            .map_err(|error| error.hint("tell the registry's operator"))?;
         header.set_sensitive(true);
         state.refusals.retain(|_, refusal| refusal.login == login);
         state.generation = state.generation.wrapping_add(1);
@@ -214,6 +215,16 @@ impl Auth {
         let grant = Grant { generation: state.generation, header, login, expires };
         state.grants.insert(scope.clone(), grant.clone());
         Ok(grant)
+    }
+
+    /// Not in a way that is understood.
+    fn wants_unknown(&self, headers: &HeaderMap) -> Error {
+        let said = headers.get(WWW_AUTHENTICATE).map_or("", |said| said.to_str().unwrap_or_default());
+        if said.is_empty() {
+            return self.wants_login();
+        }
+        let cause = format!("the registry asks for a login in another way than Basic and Bearer: `{said}`");
+        Error::new(ErrorKind::Unsupported, &self.registry, cause).hint("tell the registry's operator")
     }
 
     fn wants_login(&self) -> Error {

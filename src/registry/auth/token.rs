@@ -5,6 +5,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::challenge::TokenService;
 use super::scope::Scope;
@@ -29,11 +30,24 @@ pub(super) struct Token {
     pub lifetime: Duration,
 }
 
+impl Token {
+    fn read(body: &[u8]) -> Option<Self> {
+        let answer: Answer = serde_json::from_slice(body).ok()?;
+        let mut texts = [answer.token, answer.access_token].into_iter().flatten();
+        let text = texts.find(|token| !token.reveal().is_empty())?;
+        let said = answer.expires_in.as_f64().or_else(|| answer.expires_in.as_str()?.parse().ok());
+        let lifetime = said.map_or(LIFETIME, |seconds| seconds as u64).clamp(1, LONGEST_LIFETIME);
+        Some(Self { text, lifetime: Duration::from_secs(lifetime) })
+    }
+}
+
 #[derive(Deserialize)]
 struct Answer {
     token: Option<Secret>,
     access_token: Option<Secret>,
-    expires_in: Option<u64>,
+    /// Some services write it as text, or with a fraction.
+    #[serde(default)]
+    expires_in: Value,
 }
 
 impl Auth {
@@ -84,11 +98,10 @@ impl Auth {
         if !status.is_success() {
             return Err(self.refused_by_service(status, login));
         }
-        let wrong = || Error::new(ErrorKind::Protocol, &object, "the token service's answer holds no token");
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| wrong())?;
-        let text = answer.token.or(answer.access_token).filter(|token| !token.reveal().is_empty()).ok_or_else(wrong)?;
-        let lifetime = answer.expires_in.unwrap_or(LIFETIME).clamp(1, LONGEST_LIFETIME);
-        Ok(Token { text, lifetime: Duration::from_secs(lifetime) })
+        Token::read(&body).ok_or_else(|| {
+            let error = Error::new(ErrorKind::Protocol, &object, "the token service's answer holds no token");
+            error.hint("tell the registry's operator").into()
+        })
     }
 
     fn refused_by_service(&self, status: StatusCode, login: Option<&Found>) -> Failure {
@@ -117,9 +130,6 @@ fn address(realm: &str, base: &Url, registry: &str) -> Result<Url> {
         "http" => return Err(refused("the registry's token service is spoken to without TLS".to_owned())),
         _ => return Err(refused(format!("the registry's token service is no web server: {realm}"))),
     }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(refused("the registry's token service comes with a login in its address".to_owned()));
-    }
     Ok(url)
 }
 
@@ -135,11 +145,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_goes_neither_to_plain_http_nor_to_files_nor_where_another_login_is() {
+    fn tokens_are_read_however_their_life_is_written() {
+        for (said, seconds) in [
+            ("300", 300),
+            ("300.5", 300),
+            ("\"300\"", 300),
+            ("null", 60),
+            ("\"soon\"", 60),
+            ("[]", 60),
+            ("0", 1),
+            ("-5", 1),
+            ("18446744073709551616", 24 * 3600),
+            ("\"NaN\"", 1),
+            ("\"inf\"", 24 * 3600),
+        ] {
+            let body = format!(r#"{{"token":"","access_token":"t","expires_in":{said}}}"#);
+            let token = Token::read(body.as_bytes()).expect(said);
+            assert_eq!((token.text.reveal(), token.lifetime), ("t", Duration::from_secs(seconds)), "{said}");
+        }
+        for body in ["", "{}", "[]", r#"{"token":""}"#, r#"{"token":5}"#, r#"{"token":"a","token":"b"}"#, "<html>"] {
+            assert!(Token::read(body.as_bytes()).is_none(), "{body}");
+        }
+        assert!(Token::read("[".repeat(1 << 20).as_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_login_goes_neither_to_plain_http_nor_to_files() {
         let address = |realm, base: &str| address(realm, &base.parse().unwrap(), "r.example");
         assert!(address("https://auth.example/token?x=y", "https://r.example/v2/a/").is_ok());
         assert!(address("http://auth.example/token", "http://r.example/v2/a/").is_ok());
-        for realm in ["http://auth.example/token", "file:///etc/passwd", "https://me:pw@auth.example/", "token", ""] {
+        for realm in ["http://auth.example/token", "file:///etc/passwd", "token", ""] {
             assert_eq!(address(realm, "https://r.example/v2/a/").unwrap_err().kind, ErrorKind::Protocol, "{realm}");
         }
     }
