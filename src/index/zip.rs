@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use self::end::{END64, End};
 use self::record::Record;
 use super::build::LayerIndexBuilder;
 use super::error::ScanError;
@@ -11,6 +12,7 @@ use super::member::{Kind, Member, MemberKind};
 use crate::error::{Error, ErrorKind};
 
 mod cp437;
+mod end;
 mod record;
 
 /// End record and the longest comment.
@@ -21,10 +23,6 @@ const WINDOW: u64 = 256 << 10;
 const ALIGN: u64 = 64 << 10;
 /// DEFLATE makes at most 1032 bytes of one.
 const EXPANSION: u64 = 1032;
-
-const END: &[u8] = b"PK\x05\x06";
-const END64: &[u8] = b"PK\x06\x06";
-const LOCATOR64: &[u8] = b"PK\x06\x07";
 
 /// What is known of a member's bytes. Its content has a place in a space of its own: see [`ZipIndex`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,17 +116,6 @@ enum State {
     },
 }
 
-/// What an end record says.
-#[derive(Debug, Clone, Copy)]
-struct End {
-    /// Where the end record starts: the directory lies before it.
-    at: u64,
-    size: u64,
-    offset: u64,
-    /// Others come before.
-    is_part: bool,
-}
-
 impl ZipScanner {
     pub fn new(blob_size: u64, limits: Limits) -> Self {
         let end = blob_size.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
@@ -153,7 +140,7 @@ impl ZipScanner {
             match (&self.state, whole, window) {
                 (State::Tail, Some(tail), _) => self.tail(needed.start, tail)?,
                 (&State::End64(at, other, end), Some(record), _) => match record.starts_with(END64) {
-                    true => self.directory(&end64(at, record)?)?,
+                    true => self.directory(&End::of_zip64(at, record)?)?,
                     false if at != other => self.state = State::End64(other, other, end),
                     // What looks like its locator is a part of the last member's record.
                     false => self.directory(&end)?,
@@ -204,27 +191,8 @@ impl ZipScanner {
     }
 
     fn tail(&mut self, start: u64, tail: &[u8]) -> Result<(), ZipError> {
-        // A comment may hold what looks like an end record: the one whose comment ends with the blob is it.
-        // Else it is the last, also where its comment is cut off.
-        let comment_end = |at: &usize| {
-            let comment = field16(tail, at.saturating_add(20)).map(usize::from)?;
-            Some(at.saturating_add(22).saturating_add(comment))
-        };
-        let records = || (0..tail.len()).rev().filter(|&at| tail.get(at..).is_some_and(|rest| rest.starts_with(END)));
-        let exact = records().find(|at| comment_end(at) == Some(tail.len()));
-        let found = exact.or_else(|| records().find(|at| comment_end(at).is_some()));
-        let at = found.ok_or(ZipError::NoEnd)?;
-        let record = tail.get(at..).unwrap_or_default();
-        let (size, offset) = (field32(record, 12), field32(record, 16));
-        let (Some(size), Some(offset)) = (size, offset) else { return Err(ZipError::NoEnd) };
-        let end = End {
-            at: start.saturating_add(at as u64),
-            size: u64::from(size),
-            offset: u64::from(offset),
-            is_part: field16(record, 4) != Some(0) || field16(record, 6) != Some(0),
-        };
-        let locator = at.checked_sub(20).and_then(|at| tail.get(at..)).filter(|rest| rest.starts_with(LOCATOR64));
-        let Some(located) = locator.and_then(|locator| field64(locator, 8)) else { return self.directory(&end) };
+        let (end, located) = End::find(start, tail)?;
+        let Some(located) = located else { return self.directory(&end) };
         // Right before its locator, unless it is a longer one: what the locator says is wrong where an archive got
         // something in front.
         let before = end.at.saturating_sub(20 + 56);
@@ -369,13 +337,6 @@ fn mark_those_before(members: &mut [ZipMember]) {
         }
         next_start = next_start.min(member.header);
     }
-}
-
-fn end64(at: u64, record: &[u8]) -> Result<End, ZipError> {
-    const CUT: ZipError = ZipError::Damaged("its ZIP64 end record is cut off");
-    let (size, offset) = (field64(record, 40).ok_or(CUT)?, field64(record, 48).ok_or(CUT)?);
-    let is_part = field32(record, 16) != Some(0) || field32(record, 20) != Some(0);
-    Ok(End { at, size, offset, is_part })
 }
 
 fn field16(bytes: &[u8], at: usize) -> Option<u16> {
