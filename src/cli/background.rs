@@ -25,6 +25,8 @@ use crate::registry::Secret;
 
 /// Marks the child. An argument, because a variable would be inherited by what the child starts.
 pub const FLAG: &str = "in-background";
+/// To glibc, mallopt(3): chunks that come and go would leave holes in an arena for each thread, a fifth of all memory.
+const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 
 /// Runs this program again with the same arguments and waits until it says that the mount answers, or ends; it has
 /// then written its own error to the stderr that both share.
@@ -42,6 +44,7 @@ pub fn run_again(password: Option<&Secret>) -> Result<(), Failure> {
         .arg(format!("--{FLAG}"))
         .args(arguments)
         .env_remove(PASSWORD_VARIABLE)
+        .env(ARENAS.0, std::env::var_os(ARENAS.0).unwrap_or(ARENAS.1.into()))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(failed)?;
