@@ -217,11 +217,13 @@ impl BlobFile {
 
     /// While the generation is odd, every read is checked: not for ever because a process was killed.
     fn end_given_up(&self) -> io::Result<()> {
-        let generation = self.generation()?;
-        match (generation % 2 == 1).then(|| self.lock(&(0..self.chunks()))).flatten() {
-            Some(_nobody_is_at_it) => self.write_map(&generation.wrapping_add(1).to_le_bytes(), GENERATION_AT),
-            None => Ok(()),
+        if self.generation()?.is_multiple_of(2) {
+            return Ok(());
         }
+        let Some(_nobody_is_at_it) = self.lock(&(0..self.chunks())) else { return Ok(()) };
+        // Read again: whoever was at it may have ended it meanwhile, and a generation must never come back.
+        let generation = self.generation()?;
+        self.write_map(&generation.wrapping_add(generation % 2).to_le_bytes(), GENERATION_AT)
     }
 
     /// No chunk is here any more. Their space is taken back by whoever evicts next.
