@@ -43,10 +43,9 @@ const REQUESTS: u64 = 8;
 /// Bytes of a request.
 const SMALLEST_STEP: u64 = 128 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
-/// What has read this much in a row has a longer window in fewer requests: each costs a registry milliseconds.
+/// What has read this much in a row has a longer window in longer requests: each costs a registry milliseconds.
 const LONG_RUN: u64 = 64 << 20;
 const LONG_WINDOW: u64 = 12 << 20;
-const LONG_REQUESTS: u64 = 8;
 const LONG_STEP: u64 = 3 << 19;
 /// Streams told apart, over all blobs; the least recently used is forgotten.
 const STREAMS: usize = 64;
@@ -279,11 +278,8 @@ impl Streams {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
         let in_one = self.long_answers && sure && stream.run >= LONG_RUN && stream.laps.in_one(stream.run, now);
-        let (most, requests, largest_step) = if stream.run < LONG_RUN || in_one {
-            (LARGEST_WINDOW, REQUESTS, LARGEST_STEP)
-        } else {
-            (LONG_WINDOW, LONG_REQUESTS, LONG_STEP)
-        };
+        let (most, largest_step) =
+            if stream.run < LONG_RUN || in_one { (LARGEST_WINDOW, LARGEST_STEP) } else { (LONG_WINDOW, LONG_STEP) };
         // One answer waits for room itself.
         let most = if in_one { most } else { most.min(room) };
         let window = if sure { stream.run.saturating_mul(GROWTH) } else { earned }.min(largest_window).min(most);
@@ -298,7 +294,7 @@ impl Streams {
         };
         let past = if sure { earned.min((ALLOWANCE + stream.past).saturating_sub(self.past)) } else { 0 };
         let end = sure_end.saturating_add(past).min(last);
-        let step = (window.min(budget) / requests).clamp(SMALLEST_STEP, largest_step);
+        let step = (window.min(budget) / REQUESTS).clamp(SMALLEST_STEP, largest_step);
         let step = step - step % CHUNK;
         let target = stream.next.saturating_add(window).min(stream.ahead.saturating_add(left)).min(end);
         // Whole steps: many small requests cost more than the bytes.

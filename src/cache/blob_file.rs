@@ -190,7 +190,7 @@ impl BlobFile {
 
     fn write_chunk(&self, chunk: u64, bytes: &[u8]) -> io::Result<()> {
         let one = chunk..chunk + 1;
-        let Some(_locked) = self.lock(&one) else { return Ok(()) };
+        let Some(_locked) = self.lock(&one)? else { return Ok(()) };
         if self.present(one.clone()) == [true] {
             return Ok(());
         }
@@ -205,7 +205,7 @@ impl BlobFile {
     /// are gone. Only one process at a time does this to one folder.
     pub fn forget(&self, chunks: Range<u64>) -> io::Result<()> {
         let chunks = chunks.start..chunks.end.min(self.chunks());
-        let Some(_locked) = self.lock(&chunks) else { return Ok(()) };
+        let Some(_locked) = self.lock(&chunks)? else { return Ok(()) };
         // The next odd one, also where a process was killed at this.
         let under_way = self.generation()?.wrapping_add(1) | 1;
         self.write_map(&under_way.to_le_bytes(), GENERATION_AT)?;
@@ -217,11 +217,13 @@ impl BlobFile {
 
     /// While the generation is odd, every read is checked: not for ever because a process was killed.
     fn end_given_up(&self) -> io::Result<()> {
-        let generation = self.generation()?;
-        match (generation % 2 == 1).then(|| self.lock(&(0..self.chunks()))).flatten() {
-            Some(_nobody_is_at_it) => self.write_map(&generation.wrapping_add(1).to_le_bytes(), GENERATION_AT),
-            None => Ok(()),
+        if self.generation()?.is_multiple_of(2) {
+            return Ok(());
         }
+        let Some(_nobody_is_at_it) = self.lock(&(0..self.chunks()))? else { return Ok(()) };
+        // Read again: whoever was at it may have ended it meanwhile, and a generation must never come back.
+        let generation = self.generation()?;
+        self.write_map(&generation.wrapping_add(generation % 2).to_le_bytes(), GENERATION_AT)
     }
 
     /// No chunk is here any more. Their space is taken back by whoever evicts next.
@@ -559,7 +561,7 @@ mod tests {
         let (_dir, path, chunks) = blob(3);
         let (one, other) =
             (BlobFile::open(&path, size(&chunks)).unwrap(), BlobFile::open(&path, size(&chunks)).unwrap());
-        let lock = one.lock(&(1..2)).unwrap();
+        let lock = one.lock(&(1..2)).unwrap().unwrap();
         other.write(0, &chunks).unwrap();
         assert_eq!(other.present(0..3), [true, false, true]);
         other.forget(0..3).unwrap();

@@ -75,7 +75,7 @@ impl DiskCache {
     }
 
     /// With the turns of all else that is kept in the folder.
-    pub fn taking(self, FolderTurns { reads, writes }: FolderTurns) -> Self {
+    pub fn with_turns(self, FolderTurns { reads, writes }: FolderTurns) -> Self {
         Self { reads, writes, ..self }
     }
 
@@ -85,7 +85,7 @@ impl DiskCache {
     }
 
     /// Bytes of the largest blob of which nothing is given up to make room for the rest of it.
-    pub fn keeps(&self) -> u64 {
+    pub fn largest_kept(&self) -> u64 {
         self.bounds.target()
     }
 

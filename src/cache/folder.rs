@@ -93,7 +93,7 @@ impl CacheFolder {
             }
         }
         let disk = DiskCache::new(self.path.clone(), self.limit, min_free, Arc::clone(&self.used));
-        Some(disk.taking(self.turns.clone()))
+        Some(disk.with_turns(self.turns.clone()))
     }
 
     pub(super) fn holds_holes(&self) -> std::io::Result<bool> {

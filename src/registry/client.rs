@@ -71,7 +71,7 @@ pub struct Registry {
     pub(super) traffic: Arc<Traffic>,
     pub(super) pace: Pace,
     pub(super) connections: Connections,
-    /// Half of them: for ranges that are as long as a layer.
+    /// Half of them: for ranges that are taken bit by bit, each of which has one for as long as that takes.
     pub(super) wholes: Semaphore,
     /// Ranges that may be under way for long beside reads: so few that these are not in the way of each other.
     pub(super) most_streams: usize,

@@ -13,7 +13,8 @@ use tokio::time::{Duration, Instant};
 use crate::oci::Digest;
 
 /// Bytes up to which a request is a small one: over a fast line it takes less time than its round trip. The headers
-/// of several members that are fetched as one are such: one of those at once made the index of a tile six times slower.
+/// of several members that are fetched as one are such: as long ones, one at a time, they made the index of a tile six
+/// times slower.
 const SMALL: u64 = 512 << 10;
 /// Long requests at once, before anything is known: enough where one connection has a fifth of the line.
 const FIRST_WIDTH: usize = 12;

@@ -153,7 +153,14 @@ fn resolve(
         None => Place::at(&name, "", plain)?,
     };
     places.push(place.or_insecure(table.insecure));
-    Ok(places)
+    // A login alone is for none.
+    match places.iter().find(|place| place.repository.is_empty() && !reference.repository.is_empty()) {
+        Some(place) => {
+            let cause = format!("registries.conf sends it to {}, which names no repository", place.registry);
+            Err(Error::new(ErrorKind::Usage, name, cause).hint("write HOST[:PORT]/PATH there"))
+        }
+        None => Ok(places),
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -350,6 +357,20 @@ mod tests {
         for reference in ["blocked.example/x/y", "a.blocked.example.org/x/y", "notblocked.example/x"] {
             urls(reference, &RegistryOptions::default()).unwrap();
         }
+    }
+
+    #[test]
+    fn a_location_without_a_repository_is_for_logins_alone() {
+        let table = "[[registry]]\nprefix = \"r.example/a\"\nlocation = \"other.example\"\n";
+        let resolved = |registry: &str, repository: &str| {
+            let (registry, repository) = (registry.to_owned(), repository.to_owned());
+            let reference = RegistryReference { registry, repository, tag: None, digest: None };
+            resolve(&reference, &RegistryOptions::default(), &tables(table)).map(|mut places| places.remove(0))
+        };
+        assert_eq!(resolved("r.example", "a/b").unwrap().to_string(), "other.example/b");
+        assert_eq!(resolved("r.example", "").unwrap().to_string(), "r.example/");
+        let error = resolved("r.example", "a").unwrap_err().to_string();
+        assert!(error.contains("sends it to other.example, which names no repository"), "{error}");
     }
 
     #[test]

@@ -71,7 +71,8 @@ impl<'a> Extraction<'a> {
             let (above, name) = block_in_place(|| output.to(path)).map_err(|error| self.failed(path, &error))?;
             steps.push(Step::Make(above, name, top));
         }
-        let mut unreadable = Vec::new();
+        // The first that cannot be read, and how many there are.
+        let (mut first, mut unreadable) = (None, 0_u64);
         while let Some(step) = steps.pop() {
             match step {
                 Step::Make(folder, name, attributes) => {
@@ -82,7 +83,8 @@ impl<'a> Extraction<'a> {
                             if !is_directory && matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Unsupported) =>
                         {
                             let object = folder.path().join(name).display().to_string();
-                            unreadable.push(Error { object, ..error });
+                            first.get_or_insert(Error { object, ..error });
+                            unreadable += 1;
                         }
                         made => made?,
                     }
@@ -97,9 +99,11 @@ impl<'a> Extraction<'a> {
                 }
             }
         }
-        let others = unreadable.len().saturating_sub(1);
-        match unreadable.into_iter().next() {
-            Some(first) if others > 0 => Err(first.hint(format!("and so are {others} others"))),
+        match first {
+            Some(first) if unreadable > 1 => Err(Error {
+                cause: format!("{}; {} more cannot be read, either", first.cause, unreadable - 1),
+                ..first
+            }),
             Some(first) => Err(first),
             None => Ok(()),
         }

@@ -108,7 +108,7 @@ impl BlobFile {
 
     /// A chunk that did not have its checksum. It is damaged if that is so while nobody else changes it.
     fn drop_damaged(&self, chunk: u64) -> Missing {
-        let Some(_locked) = self.lock(&(chunk..chunk + 1)) else { return Missing::NotHere };
+        let Ok(Some(_locked)) = self.lock(&(chunk..chunk + 1)) else { return Missing::NotHere };
         let checksum = self.read_word(self.checksum_at(chunk), How::Waiting).unwrap_or(0);
         let bytes = self.pread(chunk * CHUNK..((chunk + 1) * CHUNK).min(self.size), How::Waiting);
         if checksum == 0 || bytes.is_ok_and(|bytes| checksum_of(&bytes) == checksum) {

@@ -94,10 +94,10 @@ impl SharedState {
     /// One answer: gives what is wished for, in its order. Whose wish is not answered asks for itself.
     async fn give(self: Arc<Self>, blob: Descriptor, chunks: Range<u64>, mut wished: UnboundedReceiver<Wish>) {
         let range = chunks.start * CHUNK..(chunks.end * CHUNK).min(blob.size);
-        let mut coming = Coming { blob: &blob, bytes: self.source.stream(&blob, range), piece: Bytes::new() };
+        let mut body = Body { blob: &blob, bytes: self.source.stream(&blob, range), piece: Bytes::new() };
         while let Ok(Some(Wish { run, given })) = timeout(IDLE, wished.recv()).await {
             let memory = self.acquire(run_cost(&run)).await;
-            let run_chunks = coming.next((run.end * CHUNK).min(blob.size) - run.start * CHUNK).await;
+            let run_chunks = body.next((run.end * CHUNK).min(blob.size) - run.start * CHUNK).await;
             let goes_on = run_chunks.is_ok();
             let _ = given.send((run_chunks, memory));
             if !goes_on {
@@ -107,14 +107,14 @@ impl SharedState {
     }
 }
 
-struct Coming<'a> {
+struct Body<'a> {
     blob: &'a Descriptor,
     bytes: BoxStream<'a, Result<Bytes>>,
     /// Came, and is not given out yet.
     piece: Bytes,
 }
 
-impl Coming<'_> {
+impl Body<'_> {
     /// The next bytes, in chunks.
     async fn next(&mut self, length: u64) -> Result<Arc<[Bytes]>> {
         let mut left = length as usize;

@@ -91,7 +91,7 @@ impl PassingOn<'_> {
                 }
                 let mut bytes = run.collected.split().freeze();
                 let whole = whole_chunks(self.blob, self.at, &bytes);
-                self.cache.shared.keep_passed(self.blob, self.at / CHUNK, &bytes.slice(..whole)).await;
+                self.cache.shared.keep_on_disk(self.blob, self.at / CHUNK, &bytes.slice(..whole)).await;
                 if bytes.len() < left {
                     // What ends inside a chunk waits for the rest of it.
                     run.collected = BytesMut::from(&*bytes.split_off(whole));
@@ -157,8 +157,8 @@ impl SharedState {
 
     /// Keeps on disk what somebody reads once, and checks: nobody waits for it in memory, and it is hashed again when a
     /// mount looks at it. What has no room there as a whole would only drive out all else.
-    async fn keep_passed(self: &Arc<Self>, blob: &Descriptor, first: u64, bytes: &Bytes) {
-        if self.disk.as_ref().is_none_or(|disk| blob.size > disk.keeps()) {
+    async fn keep_on_disk(self: &Arc<Self>, blob: &Descriptor, first: u64, bytes: &Bytes) {
+        if self.disk.as_ref().is_none_or(|disk| blob.size > disk.largest_kept()) {
             return;
         }
         let chunk = |at: usize| bytes.slice(at..bytes.len().min(at.saturating_add(CHUNK as usize)));
