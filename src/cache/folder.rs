@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -15,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes; or a tenth of the file system, whichever is smaller: how much the folder holds if nobody says otherwise.
 const USUAL: u64 = 10 << 30;
+/// A disk that sleeps wakes in this time.
+const WAKING: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub struct CacheFolder {
@@ -47,11 +50,17 @@ impl CacheFolder {
         Ok(Self { path: path.to_owned(), limit, used: Arc::default(), turns: FolderTurns::new(path) })
     }
 
-    /// The same for who does without it if it cannot be used, or its disk hangs; the log says so.
-    pub async fn open_if_usable(path: &Path, limit: Option<u64>, turns: &FolderTurns) -> Option<Self> {
+    /// The same for who does without it if it cannot be used, or its disk does not answer within `patience`; the log
+    /// says so.
+    pub async fn open_if_usable(
+        path: &Path,
+        limit: Option<u64>,
+        turns: &FolderTurns,
+        patience: Duration,
+    ) -> Option<Self> {
         let (folder, own) = (path.to_owned(), turns.clone());
         let open = move || Self::open(&folder, limit).map(|folder| Self { turns: own, ..folder });
-        match turns.reads.run(open).await {
+        match turns.reads.run_within(patience.min(WAKING), open).await {
             Some(opened) => {
                 opened.inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk")).ok()
             }

@@ -77,8 +77,17 @@ impl Turns {
 
     /// Gives what the call gives. `None`: it takes too long.
     pub async fn run<T: Send + 'static>(self: &Arc<Self>, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        self.run_within(self.patience, call).await
+    }
+
+    /// The same, with a patience of its own.
+    pub async fn run_within<T: Send + 'static>(
+        self: &Arc<Self>,
+        patience: Duration,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         let under_way = self.begin(call).await?;
-        timeout(self.patience, under_way).await.ok()?.ok()
+        timeout(patience, under_way).await.ok()?.ok()
     }
 
     /// Begins a call that nobody waits for, if there is a turn.

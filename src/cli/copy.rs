@@ -126,7 +126,10 @@ async fn source(from: &Reference, options: &Options, attached_in: Option<&Reposi
         Reference::Layout(layout) => Artifact::in_layout(layout.clone(), attached_in).await,
         Reference::Registry(reference) => {
             let folder = match options.cache_dir.as_deref().filter(|_| options.disk_cache) {
-                Some(path) => CacheFolder::open_if_usable(path, options.cache_size, &FolderTurns::new(path)).await,
+                Some(path) => {
+                    CacheFolder::open_if_usable(path, options.cache_size, &FolderTurns::new(path), options.timeout)
+                        .await
+                }
                 None => None,
             };
             let disk = match folder {

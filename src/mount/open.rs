@@ -38,7 +38,7 @@ const LOOKS: usize = 16;
 const GLANCE: Duration = Duration::from_secs(2);
 /// Passes over compressed layers at one time: each keeps a core busy, and holds 8 MiB of the blob and its decoder's window.
 const PASSES: usize = 2;
-/// The part of the timeout that looking for an attached index may take.
+/// The part of the timeout that looking for an attached index may take, or that a cache folder's disk has to wake.
 const PATIENCE: u32 = 4;
 /// Bytes of a compressed blob that give its first header, for certain.
 const FIRST_BLOCKS: u64 = 1 << 20;
@@ -49,7 +49,9 @@ impl Mount {
         let deadline = Instant::now() + options.timeout;
         let cache_dir = options.cache_dir.as_deref().map(|path| (path, FolderTurns::new(path)));
         let folder = match &cache_dir {
-            Some((path, turns)) => CacheFolder::open_if_usable(path, options.cache_size, turns).await,
+            Some((path, turns)) => {
+                CacheFolder::open_if_usable(path, options.cache_size, turns, options.timeout / PATIENCE).await
+            }
             None => None,
         };
         let manifests = cache_dir.as_ref().map(|(path, turns)| Arc::new(Manifests::new(path, turns)));
