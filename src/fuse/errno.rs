@@ -1,13 +1,44 @@
 //! The one table from error kinds to errnos, and the one log line of a failed operation.
 
+use std::collections::HashSet;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use fuser::Errno;
 
 use crate::error::{Error, ErrorKind};
 
+/// Lines that are written in this time, each once: a program that tries again and again must not fill the log.
+const TIME: Duration = Duration::from_secs(1);
+const LINES: usize = 100;
+
+static SAID: LazyLock<Mutex<Said>> = LazyLock::new(|| Mutex::new(Said::new(Instant::now())));
+
 /// The errno of a failed operation, after saying in the log what failed and why.
 pub fn errno(operation: &str, error: &Error) -> Errno {
-    tracing::warn!("{operation}: {error}");
+    let line = format!("{operation}: {error}");
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).is_new(&line, Instant::now()) {
+        tracing::warn!("{line}");
+    }
     of(error.kind)
+}
+
+struct Said {
+    since: Instant,
+    lines: HashSet<String>,
+}
+
+impl Said {
+    fn new(since: Instant) -> Self {
+        Self { since, lines: HashSet::new() }
+    }
+
+    fn is_new(&mut self, line: &str, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= TIME {
+            *self = Self::new(now);
+        }
+        self.lines.len() < LINES && self.lines.insert(line.to_owned())
+    }
 }
 
 fn of(kind: ErrorKind) -> Errno {
@@ -38,6 +69,17 @@ mod tests {
         for kind in [ErrorKind::Denied, ErrorKind::Unsupported] {
             assert_eq!(of(kind).code(), Errno::EIO.code(), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_line_is_written_once_a_second_and_so_many_at_most() {
+        let start = Instant::now();
+        let mut said = Said::new(start);
+        assert!(said.is_new("read: a", start) && said.is_new("read: b", start));
+        assert!(!said.is_new("read: a", start + TIME / 2));
+        assert!(said.is_new("read: a", start + TIME));
+        let more = (0..2 * LINES).filter(|line| said.is_new(&line.to_string(), start + TIME)).count();
+        assert_eq!(more, LINES - 1);
     }
 
     #[test]
