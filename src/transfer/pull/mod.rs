@@ -6,13 +6,15 @@ mod layout;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::{StreamExt, stream};
-use tokio::task::block_in_place;
+use tokio::task::{block_in_place, spawn_blocking};
 
 pub use chosen::{Chosen, choose};
 use done::Done;
@@ -223,6 +225,18 @@ pub async fn pull(
     Ok(failed)
 }
 
+/// The archive, locked as long as it is held. `None`: another process has made its tree and taken it away.
+async fn alone_with(place: &Place) -> io::Result<Option<File>> {
+    let archive = match place.folder.file(&place.name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        archive => archive?,
+    };
+    // Not in place: whoever has the lock may wait for one of ours.
+    spawn_blocking(move || archive.lock().map(|()| archive))
+        .await?
+        .and_then(|archive| Ok((archive.metadata()?.nlink() > 0).then_some(archive)))
+}
+
 struct Pulling<'a> {
     mount: &'a Mount,
     options: &'a Options,
@@ -246,6 +260,7 @@ impl Pulling<'_> {
         let origin = Origin { source: &*source, mount: Some(mount) };
         fetch(origin, &item.blob, &place, lanes, progress).await?;
         let Some(tree) = item.tree else { return Ok(()) };
+        let Some(_alone) = alone_with(&place).await.map_err(failed)? else { return Ok(()) };
         mount.local().add(&item.blob.digest, place.folder.file(&place.name).map_err(failed)?);
         let extracted = self.extraction(&|_| ()).extract(tree, &item.path).await;
         mount.local().remove(&item.blob.digest);
