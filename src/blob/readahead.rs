@@ -45,6 +45,8 @@ const SMALLEST_STEP: u64 = 128 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
 /// What has read this much in a row has a longer window in longer requests: each costs a registry milliseconds.
 const LONG_RUN: u64 = 64 << 20;
+/// Out of a shorter blob nothing comes in long answers: one that ends early costs what sockets hold of it.
+const LONG_BLOB: u64 = 2 * LONGEST_ANSWER;
 const LONG_WINDOW: u64 = 12 << 20;
 const LONG_STEP: u64 = 3 << 19;
 /// Streams told apart, over all blobs; the least recently used is forgotten.
@@ -277,7 +279,8 @@ impl Streams {
     ) -> Option<Ahead> {
         let earned = stream.run / SHARE;
         let sure = stream.run >= START && (stream.from_start || stream.crossed);
-        let in_one = self.long_answers && sure && stream.run >= LONG_RUN && stream.laps.in_one(stream.run, now);
+        let long = place.end.saturating_sub(place.start) >= LONG_BLOB && stream.run >= LONG_RUN;
+        let in_one = self.long_answers && sure && long && stream.laps.in_one(stream.run, now);
         let (most, largest_step) =
             if stream.run < LONG_RUN || in_one { (LARGEST_WINDOW, LARGEST_STEP) } else { (LONG_WINDOW, LONG_STEP) };
         // One answer waits for room itself.
