@@ -562,6 +562,37 @@ fn an_extraction_that_was_killed_behind_the_last_byte_makes_its_tree_and_leaves_
 }
 
 #[test]
+fn several_extractions_into_one_folder_at_once_make_one_tree() {
+    let layer = |number: u64| {
+        let files = (0..40).fold(PythonTar::new(), |tar, file| {
+            tar.file(&format!("d{}/{file}", file % 7), 1.5, Vec::new(), number * 100 + file, 50_000)
+        });
+        files.finish().to_bytes()
+    };
+    let artifact =
+        (0..6).fold(Artifact::new(), |artifact, number| artifact.tar(&format!("{number}.tar"), layer(number)));
+    let dataset = Dataset::of(artifact);
+    std::thread::scope(|scope| {
+        let pulls = [(); 4].map(|()| scope.spawn(|| dataset.pull(&["--extract", "--no-disk-cache"])));
+        for pull in pulls {
+            pull.join().unwrap().expect_success("pull --extract");
+        }
+    });
+    dataset.pulled(&["--extract"]);
+    for number in 0..6 {
+        let expected = tempfile::tempdir().unwrap();
+        fs::write(expected.path().join("a.tar"), layer(number)).unwrap();
+        let tree = expected.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        tar_extracts(&expected.path().join("a.tar"), &tree);
+        let pulled = dataset.out.path().join(number.to_string());
+        run(Command::new("diff").arg("-r").arg(&tree).arg(&pulled), Duration::from_secs(20)).expect_success("diff");
+    }
+    let own = fs::read_dir(dataset.out.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(own.filter(|name| name.starts_with('.')).collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
 fn extracting_follows_no_link_and_leaves_the_folder_by_none() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("file"), "precious").unwrap();

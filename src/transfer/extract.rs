@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tokio::task::block_in_place;
 
-use super::folder::{Folder, failed, is_one_name};
+use super::folder::{Alone, Folder, failed, is_one_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{Attributes, Ino, Kind, Mount};
 
@@ -129,6 +129,8 @@ impl<'a> Extraction<'a> {
         if self.keep && folder.has(name) {
             return Err(wrong(io::Error::new(io::ErrorKind::AlreadyExists, "it is there already")));
         }
+        // That name is the same in every process.
+        let _alone = Alone::with(folder.fd().try_clone().map_err(wrong)?).await.map_err(wrong)?;
         let temporary = OsString::from(format!(".eo-mount-{}.part", found.ino.0));
         block_in_place(|| folder.remove(&temporary)).map_err(wrong)?;
         let made = self.make_one(folder, &temporary, found, mode(0o666)).await;

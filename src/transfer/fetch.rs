@@ -24,7 +24,7 @@ use crate::cache::CHUNK;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::Mount;
 use crate::oci::{Descriptor, Hasher};
-use crate::transfer::folder::{Folder, failed};
+use crate::transfer::folder::{Folder, LOOK, PATIENCE, failed};
 
 /// Bytes asked for at once: what comes in [`WORTH_A_REQUEST`], because a request costs docker-registry 4 ms whatever
 /// its length, but not less or more than these. Longer ones are fewer at a time.
@@ -41,9 +41,6 @@ const WRITE_BACK: u64 = 8 << 20;
 const IN_PIECES: usize = 4;
 /// Blobs at once that come in one answer each: enough to fill a line of which one connection gets a fifth.
 const IN_ANSWERS: usize = 6;
-/// How often to look whether somebody else has finished a blob, and how long that may bring nothing.
-const LOOK: Duration = Duration::from_millis(100);
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a blob goes.
 #[derive(Debug, Clone)]

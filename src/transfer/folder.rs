@@ -7,15 +7,22 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, mkdirat, open, openat, renameat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, mkdirat, open, openat, renameat, renameat_with, unlinkat,
+};
 use rustix::io::Errno;
+use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind};
 
 /// Bits of a new folder; the umask takes its share.
 const FOLDER: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
 const FILE: Mode = Mode::from_raw_mode(0o666);
+/// How often to look whether somebody else has finished, and how long that may bring nothing.
+pub const LOOK: Duration = Duration::from_millis(100);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Cheap to clone.
 #[derive(Debug, Clone)]
@@ -132,6 +139,34 @@ impl Folder {
             false => renameat(&*self.fd, from, &*self.fd, to),
         };
         Ok(renamed?)
+    }
+}
+
+/// A file or folder that no other process has at the same time, until it is dropped.
+pub struct Alone(OwnedFd);
+
+impl Alone {
+    /// When nobody else has it. Where the file system has no locks, it goes without.
+    pub async fn with(fd: OwnedFd) -> io::Result<Self> {
+        let since = Instant::now();
+        while flock(&fd, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            if since.elapsed() > PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process is extracting it, or into it"));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(Self(fd))
+    }
+
+    /// It has no name any more.
+    pub fn is_gone(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(&self.0)?.st_nlink == 0)
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 

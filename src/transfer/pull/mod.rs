@@ -6,15 +6,13 @@ mod layout;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::{StreamExt, stream};
-use tokio::task::{block_in_place, spawn_blocking};
+use tokio::task::block_in_place;
 
 pub use chosen::{Chosen, choose};
 use done::Done;
@@ -26,7 +24,7 @@ use crate::oci::{Descriptor, UNPACK};
 use crate::transfer::extract::Extraction;
 pub use crate::transfer::fetch::There;
 use crate::transfer::fetch::{Lanes, Origin, Place, fetch};
-use crate::transfer::folder::{self, Folder};
+use crate::transfer::folder::{self, Alone, Folder};
 
 /// How names of files begin that are there for the next call.
 const OWN: &str = ".eo-mount-";
@@ -226,15 +224,13 @@ pub async fn pull(
 }
 
 /// The archive, locked as long as it is held. `None`: another process has made its tree and taken it away.
-async fn alone_with(place: &Place) -> io::Result<Option<File>> {
+async fn alone_with(place: &Place) -> io::Result<Option<Alone>> {
     let archive = match place.folder.file(&place.name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         archive => archive?,
     };
-    // Not in place: whoever has the lock may wait for one of ours.
-    spawn_blocking(move || archive.lock().map(|()| archive))
-        .await?
-        .and_then(|archive| Ok((archive.metadata()?.nlink() > 0).then_some(archive)))
+    let alone = Alone::with(archive.into()).await?;
+    Ok((!alone.is_gone()?).then_some(alone))
 }
 
 struct Pulling<'a> {
