@@ -20,7 +20,8 @@ mod finish;
 /// - a directory that no member made has mode 0755 and the owner and time of the first member placed below it;
 /// - a name that must be a directory for a later member becomes one, whatever it was (`tar -x` gives up that member);
 /// - a member with `..` in its name is placed by what follows (`tar -x` leaves it out);
-/// - members below a symbolic link go where it leads within the layer (`tar -x` does not follow one with `..`).
+/// - members below a symbolic link go where it leads within the layer (`tar -x` does not follow one with `..`);
+/// - a member whose name or target no Linux file system can hold is left out (`tar -x` fails at it and goes on).
 ///
 /// As in `tar -x` the last member of a name wins, but a directory that is not empty stays; a hard link shares the entry
 /// that its target's name has at that time, and one without a target is left out.
@@ -76,7 +77,7 @@ impl LayerIndexBuilder {
         }
     }
 
-    /// Fails at a limit only; then the index is of no use.
+    /// Fails at a limit of memory or work only; then the index is of no use.
     pub fn push(&mut self, member: Member) -> Result<(), ScanError> {
         if !std::mem::replace(&mut self.started, true)
             && let Some(root) = self.tree.nodes.first_mut()
@@ -85,6 +86,13 @@ impl LayerIndexBuilder {
             (root.uid, root.gid) = (member.uid, member.gid);
         }
         let places: Vec<&[u8]> = parts(&member.path).collect();
+        if let Some(what) = self.unnameable(&places, &member) {
+            self.warn(&member.path, what);
+            return Ok(());
+        }
+        if places.len() as u64 > self.limits.depth {
+            return Err(limit(&member, "depth", self.limits.depth));
+        }
         if member.path.split(|&byte| byte == b'/').any(|part| part == b"..") {
             self.warn(&member.path, "placed by what follows its last `..`");
         }
@@ -101,6 +109,23 @@ impl LayerIndexBuilder {
             (Some((name, above)), MemberKind::HardLink) => self.link(above, name, &member),
         }?;
         self.within_memory(&member)
+    }
+
+    /// Why no Linux file system can have it, if so: GNU tar gives such a member up and goes on, too.
+    fn unnameable(&self, places: &[&[u8]], member: &Member) -> Option<&'static str> {
+        let is_symlink = member.kind == MemberKind::Entry(Kind::Symlink);
+        match self.limits {
+            Limits { name_bytes, .. } if member.path.len() as u64 > name_bytes => {
+                Some("left out: its path is longer than Linux allows")
+            }
+            Limits { part_bytes, .. } if places.iter().any(|part| part.len() as u64 > part_bytes) => {
+                Some("left out: a part of its name is longer than Linux allows")
+            }
+            Limits { name_bytes, .. } if is_symlink && member.link.len() as u64 > name_bytes => {
+                Some("left out: its target is longer than Linux allows")
+            }
+            _ => None,
+        }
     }
 
     /// Entries made so far, those that no name leads to any more included.

@@ -1,4 +1,5 @@
-//! How much an archive may ask for. A reached limit is an error that names it.
+//! How much an archive may ask for. A reached limit is an error that names it, but for those of Linux: a member that no
+//! file system can hold is left out, with a warning.
 
 /// Every number is a count or bytes; the field's name is what the error says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -299,7 +299,13 @@ impl Scanner {
                     return Err(ScanError::MultiVolume { offset, member: "a member".to_owned() });
                 }
                 match extension {
-                    Extension::Global => self.global = records,
+                    Extension::Global => {
+                        // Each member gets a copy.
+                        for name in [&records.path, &records.linkpath].into_iter().flatten().flatten() {
+                            self.limit(offset, "name_bytes", name.len() as u64, self.limits.name_bytes)?;
+                        }
+                        self.global = records;
+                    }
                     _ => self.pending.records = records,
                 }
             }

@@ -266,27 +266,12 @@ impl ZipScanner {
             rdev: 0,
             xattrs: Vec::new(),
         };
-        self.check_name(&made.path)?;
         if kind == Kind::Symlink {
             self.pending = Some(Box::new((made, member.clone())));
             return Ok(Read::Link(member));
         }
         self.builder.push(made)?;
         Ok(Read::Member)
-    }
-
-    fn check_name(&self, path: &[u8]) -> Result<(), ZipError> {
-        let parts = || path.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
-        let longest = parts().map(<[u8]>::len).max().unwrap_or(0) as u64;
-        let reached = [
-            ("name_bytes", path.len() as u64, self.limits.name_bytes),
-            ("part_bytes", longest, self.limits.part_bytes),
-            ("depth", parts().count() as u64, self.limits.depth),
-        ];
-        match reached.into_iter().find(|(_, value, max)| value > max) {
-            Some((limit, _, max)) => Err(ZipError::Limit { limit, max }),
-            None => Ok(()),
-        }
     }
 
     fn within_memory(&self) -> Result<(), ZipError> {

@@ -7,6 +7,9 @@ use super::super::layer::{Dirent, Node, SPARSE, Span, XATTRS, Xattr};
 use super::super::member::{Kind, Member};
 use super::{Found, LayerIndexBuilder, limit};
 
+/// Bytes of a name in a warning.
+const LONGEST_SHOWN: usize = 300;
+
 impl LayerIndexBuilder {
     pub(super) fn find(&self, directory: u32, name: &[u8]) -> Option<Found> {
         let hash = self.hasher.hash_one((directory, name));
@@ -140,7 +143,10 @@ impl LayerIndexBuilder {
     pub(super) fn warn(&mut self, path: &[u8], what: &str) {
         self.warnings = self.warnings.saturating_add(1);
         if self.warnings <= self.limits.warnings {
-            let name = crate::error::printable(&String::from_utf8_lossy(path));
+            // The reason behind it must still be seen when the whole is made short.
+            let start = path.get(..LONGEST_SHOWN).unwrap_or(path);
+            let more = if start.len() < path.len() { "…" } else { "" };
+            let name = crate::error::printable(&format!("{}{more}", String::from_utf8_lossy(start)));
             self.tree.warnings.push(format!("{name}: {what}"));
         }
     }

@@ -24,11 +24,9 @@ impl Scanner {
             .or_else(|| records.path.or_else(|| self.global.path.clone()).flatten())
             .or(name)
             .unwrap_or_else(|| header_fields::name(header));
-        self.check_name(offset, &path)?;
         let link = (records.linkpath.or_else(|| self.global.linkpath.clone()).flatten())
             .or(link)
             .unwrap_or_else(|| header_fields::c_string(&header.as_ustar().linkname).to_vec());
-        self.limit(offset, "name_bytes", link.len() as u64, self.limits.name_bytes)?;
 
         // GNU tar takes no data behind these, whatever their size says (tried with 1.34); a directory's is a quota.
         let has_data = !matches!(flag, b'1'..=b'6');
@@ -126,17 +124,6 @@ impl Scanner {
         let size = number::parse(&header.as_ustar().size);
         let size = size.and_then(|size| i64::try_from(size).ok()).and_then(|size| u64::try_from(size).ok());
         size.ok_or(ScanError::Number { offset: self.pos, field: "size" })
-    }
-
-    pub(super) fn check_name(&self, offset: u64, path: &[u8]) -> Result<(), ScanError> {
-        self.limit(offset, "name_bytes", path.len() as u64, self.limits.name_bytes)?;
-        let (mut depth, mut longest) = (0u64, 0);
-        for part in path.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
-            depth = depth.saturating_add(1);
-            longest = part.len().max(longest);
-        }
-        self.limit(offset, "part_bytes", longest as u64, self.limits.part_bytes)?;
-        self.limit(offset, "depth", depth, self.limits.depth)
     }
 
     pub(super) fn limit(&self, offset: u64, limit: &'static str, value: u64, max: u64) -> Result<(), ScanError> {

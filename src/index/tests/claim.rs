@@ -26,6 +26,8 @@ fn archive() -> Vec<u8> {
         directory("d/"),
         file("d/a", b"hello"),
         file("d/b", b""),
+        // Left out.
+        [pax(b'x', &[("path", &"n".repeat(256))]), file("short", &[7; 600])].concat(),
         [pax(b'x', &[("path", &long)]), file("short", &[7; 600])].concat(),
         symlink("l", "d/a"),
         [pax(b'x', &sparse), file("holes", b"abcde")].concat(),

@@ -214,6 +214,7 @@ enum Thing {
     Pax(usize),
     Directory(usize),
     LinkWithData(usize),
+    TooLong(usize),
     ArchiveInside,
 }
 
@@ -229,6 +230,10 @@ fn archive(things: &[Thing]) -> Vec<u8> {
             Thing::Directory(name) => blob.extend(directory(&format!("dir{name}/"))),
             Thing::LinkWithData(size) => {
                 blob.extend(Block::new(format!("l{n}"), b'1', *size).link("p/0").with(&vec![1; *size]));
+            }
+            Thing::TooLong(size) => {
+                blob.extend(pax(b'x', &[("path", &"n".repeat(256))]));
+                blob.extend(file("cut", &vec![n as u8; *size]));
             }
             Thing::ArchiveInside => {
                 blob.extend(file(
@@ -247,7 +252,8 @@ fn things() -> impl Strategy<Value = Vec<Thing>> {
     let thing = prop_oneof![
         4 => (0..3_usize, size.clone()).prop_map(|(name, size)| Thing::File(name, size)),
         2 => size.clone().prop_map(Thing::Pax),
-        1 => size.prop_map(Thing::LinkWithData),
+        1 => size.clone().prop_map(Thing::LinkWithData),
+        1 => size.prop_map(Thing::TooLong),
         1 => (0..3_usize).prop_map(Thing::Directory),
         1 => Just(Thing::ArchiveInside),
     ];

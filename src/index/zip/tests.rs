@@ -166,11 +166,25 @@ fn each_limit_is_named_when_it_is_reached() {
     };
     let usual = Limits::default();
     let many = [PLAIN, Entry { name: b"b", ..PLAIN }, Entry { name: b"c/d", ..PLAIN }];
-    assert_eq!(limit(usual, &[Entry { name: &b"ab/".repeat(1400), ..PLAIN }]), "name_bytes");
-    assert_eq!(limit(usual, &[Entry { name: &[b'n'; 256], ..PLAIN }]), "part_bytes");
     assert_eq!(limit(usual, &[Entry { name: &b"a/".repeat(1025), ..PLAIN }]), "depth");
     assert_eq!(limit(Limits { entries: 2, ..usual }, &many), "entries");
     assert_eq!(limit(Limits { index_bytes: 100, ..usual }, &many), "index_bytes");
+}
+
+#[test]
+fn a_member_that_no_file_system_can_hold_is_left_out_and_told() {
+    let path = b"ab/".repeat(1400);
+    let blob = archive(&[
+        Entry { name: &[b'n'; 256], ..PLAIN },
+        PLAIN,
+        Entry { name: &path, ..PLAIN },
+        Entry { name: &[b'n'; 255], ..PLAIN },
+    ]);
+    let index = scan(&blob).unwrap().index;
+    let names: Vec<_> = index.children(LayerIndex::ROOT).iter().map(|child| index.name_of(child)).collect();
+    assert_eq!(names, [&b"a"[..], &[b'n'; 255]]);
+    let told = index.warnings();
+    assert!(told.len() == 2 && told[0].contains("a part of its name") && told[1].contains("its path"), "{told:?}");
 }
 
 #[test]
