@@ -83,12 +83,17 @@ impl Targets {
 
 impl Rules {
     fn refusal(&self, ip: IpAddr) -> Option<&'static str> {
+        let inside = match ip {
+            IpAddr::V6(ip) => ipv4s_in(ip),
+            IpAddr::V4(_) => Vec::new(),
+        };
+        let mut all = inside.into_iter().map(IpAddr::V4).chain([ip]);
+        all.find_map(|ip| self.refusal_as_written(ip))
+    }
+
+    fn refusal_as_written(&self, ip: IpAddr) -> Option<&'static str> {
         const ALIBABA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
         const AWS: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-        let ip = match ip {
-            IpAddr::V6(ip) => ipv4_in(ip).map_or(IpAddr::V6(ip), IpAddr::V4),
-            ip => ip,
-        };
         match ip {
             IpAddr::V4(ip) if ip.is_link_local() => Some("a link-local address"),
             IpAddr::V6(ip) if ip.is_unicast_link_local() => Some("a link-local address"),
@@ -99,16 +104,24 @@ impl Rules {
     }
 }
 
-/// The address of IPv4 that one of IPv6 stands for: mapped and compatible ones (RFC 4291, section 2.5.5), NAT64 (RFC
-/// 6052, section 2.1), 6to4 (RFC 3056, section 2).
-fn ipv4_in(ip: Ipv6Addr) -> Option<Ipv4Addr> {
-    let of = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+/// The addresses of IPv4 that one of IPv6 may stand for: mapped and compatible ones (RFC 4291, section 2.5.5),
+/// translated ones (RFC 2765, section 2.1), NAT64 (RFC 6052, section 2.1), 6to4 (RFC 3056, section 2). In the prefix for
+/// NAT64 of a site's own (RFC 8215) they stand at one of four places (RFC 6052, section 2.2), which only the site knows.
+fn ipv4s_in(ip: Ipv6Addr) -> Vec<Ipv4Addr> {
+    let [.., x, y, _, a, b, c, d, e, f, g] = ip.octets();
     match ip.segments() {
         // Both are of IPv6 alone.
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => of(high, low),
-        [0x2002, high, low, ..] => of(high, low),
-        _ => None,
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Vec::new(),
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+            vec![Ipv4Addr::new(d, e, f, g)]
+        }
+        [0x2002, high, low, ..] => vec![Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))],
+        [0x64, 0xff9b, 1, ..] => {
+            let found = [[x, y, a, b], [y, a, b, c], [a, b, c, d], [d, e, f, g]].map(Ipv4Addr::from);
+            // Zeros are where none of it stands.
+            found.into_iter().filter(|ip| !ip.is_unspecified()).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -155,6 +168,11 @@ mod tests {
             "http://[::169.254.169.254]/",
             "http://[64:ff9b::169.254.169.254]/",
             "http://[2002:a9fe:a9fe::1]/",
+            "http://[::ffff:0:169.254.169.254]/",
+            "http://[64:ff9b:1::169.254.169.254]/",
+            "http://[64:ff9b:1:a9fe:a9:fe00::]/",
+            "http://[64:ff9b:1:2a9:fe:a9fe::]/",
+            "http://[64:ff9b:1:2:a9:fea9:fe00::]/",
             "http://0251.0376.0251.0376/",
             "http://169.254.43518/",
             "http://[fe80::1]/",
@@ -182,7 +200,10 @@ mod tests {
             check("http://registry.example/v2/", to, false, false).expect_err(to);
             check("http://127.0.0.1:5000/v2/", to, true, false).expect(to);
         }
-        check("http://registry.example/v2/", "http://10.0.0.1/", false, false).expect("a private network");
+        for to in ["http://10.0.0.1/", "http://[64:ff9b:1::8.8.8.8]/", "http://[64:ff9b:1:808:8:800::]/"] {
+            check("http://registry.example/v2/", to, false, false)
+                .expect("a private network, or NAT64 to the public one");
+        }
         check("http://169.254.1.1:5000/v2/", "http://169.254.1.1:5000/x", false, false).expect("the registry itself");
     }
 
