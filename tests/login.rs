@@ -169,6 +169,11 @@ fn a_registry_that_asks_for_another_kind_of_login_is_quoted() {
         registry.fault(Matcher::any(), Fault::Status(401, challenge, String::new()), ALWAYS);
         refused(ls(&registry, &Home::new()), &format!("another way than Basic and Bearer: `{said}`"), "operator");
     }
+    registry.clear_faults();
+    let challenge = vec![("WWW-Authenticate".to_owned(), format!("Odd\t\u{202e}{}", "x".repeat(5000)))];
+    registry.fault(Matcher::any(), Fault::Status(401, challenge, String::new()), ALWAYS);
+    let said = format!("Bearer: `Odd????{}…`", "x".repeat(193));
+    refused(ls(&registry, &Home::new()), &said, "operator");
 }
 
 #[test]

@@ -29,6 +29,8 @@ use challenge::Challenge;
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// After a refusal: how soon the same login is sent again. Some registries lock who tries too often.
 const SEND_AGAIN: Duration = Duration::from_secs(10);
+/// Bytes of a challenge that nobody understands, in the error.
+const LONGEST_QUOTE: usize = 200;
 
 /// Of one repository of one registry.
 pub struct Auth {
@@ -219,11 +221,15 @@ impl Auth {
 
     /// Not in a way that is understood.
     fn wants_unknown(&self, headers: &HeaderMap) -> Error {
-        let said = headers.get(WWW_AUTHENTICATE).map_or("", |said| said.to_str().unwrap_or_default());
-        if said.is_empty() {
+        let Some(said) = headers.get(WWW_AUTHENTICATE).filter(|said| !said.is_empty()) else {
             return self.wants_login();
+        };
+        let plain = |&byte: &u8| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' };
+        let mut quote: String = said.as_bytes().iter().take(LONGEST_QUOTE).map(plain).collect();
+        if said.len() > LONGEST_QUOTE {
+            quote.push('…');
         }
-        let cause = format!("the registry asks for a login in another way than Basic and Bearer: `{said}`");
+        let cause = format!("the registry asks for a login in another way than Basic and Bearer: `{quote}`");
         Error::new(ErrorKind::Unsupported, &self.registry, cause).hint("tell the registry's operator")
     }
 
