@@ -14,6 +14,7 @@ use eo_mount_testing::{
     ALWAYS, Artifact, Certificates, CredentialHelper, EoMount, Fault, Finished, Gate, Guard, Home, Kind, Matcher,
     Mounted, Program, RealRegistry, ScriptedRegistry, TokenServer, processes, run, tools,
 };
+use rustix::process::{Resource, Rlimit};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -174,6 +175,20 @@ fn a_registry_that_asks_for_another_kind_of_login_is_quoted() {
     registry.fault(Matcher::any(), Fault::Status(401, challenge, String::new()), ALWAYS);
     let said = format!("Bearer: `Odd????{}…`", "x".repeat(193));
     refused(ls(&registry, &Home::new()), &said, "operator");
+}
+
+#[test]
+fn a_process_that_holds_a_login_leaves_no_core_dump() {
+    // As where a developer has them on: what is started here gets the limits of this process.
+    let limit = rustix::process::getrlimit(Resource::Core);
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: limit.maximum, ..limit })
+        .expect("up to the hard limit");
+    let (registry, home) = (basic(), Home::new());
+    config(&home, ".docker", "config.json", &json!({"auths": {registry.address(): entry()}}));
+    let mounted = eo_mount(registry.reference("org/data:v1"), &home).mount();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", mounted.pid())).expect("Linux");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
 }
 
 #[test]

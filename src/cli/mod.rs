@@ -35,6 +35,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Subcommand};
 
 use failure::Failure;
+use rustix::process::Resource;
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -59,6 +60,7 @@ enum Verb {
 }
 
 pub fn run() -> ExitCode {
+    without_core_dumps();
     // Once for the process: reqwest is built without a provider of its own. It is an error only when there is one
     // already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -74,6 +76,13 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Memory holds passwords and tokens. The hard limit stays, so that `prlimit` can allow what a search for a bug needs.
+fn without_core_dumps() {
+    let limit = rustix::process::Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Core) };
+    // To lower a limit is always allowed.
+    let _ = rustix::process::setrlimit(Resource::Core, limit);
 }
 
 impl Verb {
