@@ -75,8 +75,8 @@ pub(super) async fn body_up_to(
     traffic: &Traffic,
 ) -> Result<Bytes, Failure> {
     let mut body = BytesMut::new();
-    let mut stream = answer.bytes_stream();
-    while let Some(piece) = stream.next().await {
+    let mut pieces = answer.bytes_stream();
+    while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|error| transport_failure(object, &error))?;
         traffic.received(piece.len()).await;
         if body.len() as u64 + piece.len() as u64 > limit {

@@ -9,10 +9,10 @@ use tokio::time::{Instant, timeout};
 
 use super::bandwidth::Pace;
 use super::connections::Connections;
+use super::download::Downloads;
 use super::endpoint::Endpoint;
 use super::mirrors::places;
 use super::retry::Failure;
-use super::stream::Streams;
 use super::traffic::Traffic;
 use super::transport::Access;
 use crate::blob::Passing;
@@ -74,11 +74,11 @@ pub struct Registry {
     /// Half of them: for ranges that are taken bit by bit, each of which has one for as long as that takes.
     pub(super) wholes: Semaphore,
     /// Ranges that may be under way for long beside reads: so few that these are not in the way of each other.
-    pub(super) most_streams: usize,
+    pub(super) most_long_answers: usize,
     pub(super) require_ranges: bool,
     /// Told when a host that was silent answers again.
     pub(super) back: Arc<Notify>,
-    pub(super) streams: Arc<Streams>,
+    pub(super) downloads: Arc<Downloads>,
     mirrors: Vec<Endpoint>,
     origin: Endpoint,
 }
@@ -109,10 +109,10 @@ impl Registry {
             pace: Pace::default(),
             connections: Connections::new(connections),
             wholes: Semaphore::new(connections.div_ceil(2)),
-            most_streams: connections / 4,
+            most_long_answers: connections / 4,
             require_ranges: options.require_ranges,
             back,
-            streams: Arc::new(Streams::new(connections, options.memory)),
+            downloads: Arc::new(Downloads::new(connections, options.memory)),
             mirrors,
             origin,
             reference,
@@ -126,7 +126,7 @@ impl Registry {
     /// Who keeps what has to be downloaded though nobody asked for it.
     pub fn keep_passing_in(&self, cache: &Arc<impl Passing + 'static>) {
         let cache: Arc<dyn Passing> = cache.clone();
-        self.streams.keep_in(Arc::downgrade(&cache));
+        self.downloads.keep_in(Arc::downgrade(&cache));
     }
 
     /// Whom to ask, in this order; `digest`: `None` for a tag. The last is the registry itself, all others are mirrors.
@@ -153,7 +153,7 @@ impl Registry {
         loop {
             match timeout(LOOK, &mut leave).await {
                 Ok(leave) => return leave,
-                Err(_) if self.connections.are_all_used() => self.streams.make_room(),
+                Err(_) if self.connections.are_all_used() => self.downloads.make_room(),
                 Err(_) => {}
             }
         }

@@ -336,7 +336,7 @@ mod tests {
             (40, 25e6, 20, 6..=12),
             (40, 12.5e6, 20, 12..=24),
             (40, 5e6, 20, 24..=32),
-            // One stream.
+            // One reader in a row, and what is fetched ahead of it.
             (8, 1e9, 1, 1..=3),
             (8, 1e9, 20, 3..=5),
             (8, 25e6, 20, 7..=8),

@@ -55,7 +55,7 @@ impl BlobSource for Registry {
     }
 
     fn streams(&self) -> usize {
-        self.most_streams
+        self.most_long_answers
     }
 
     fn soon(&self) -> u64 {
@@ -93,14 +93,14 @@ impl Registry {
         range: &Range<u64>,
         wanted: &Range<u64>,
     ) -> Result<Given<'a>, Failure> {
-        let mut streamed = self.streams.read(blob, wanted).await;
-        if streamed.is_none() {
+        let mut given = self.downloads.read(blob, wanted).await;
+        if given.is_none() {
             if let Some(answer) = self.ask(endpoint, blob, range, wanted).await? {
                 return Ok(Given::Answer(answer));
             }
-            streamed = self.streams.read(blob, wanted).await;
+            given = self.downloads.read(blob, wanted).await;
         }
-        streamed.ok_or_else(|| ended_early(blob))?.map(Given::Bytes)
+        given.ok_or_else(|| ended_early(blob))?.map(Given::Bytes)
     }
 
     /// Asks for a range. `None`: the registry gives nothing but the whole blob, which is under way now for who wants `wanted`.
@@ -132,7 +132,7 @@ impl Registry {
                         .hint("go without --require-ranges, ask for them at its operator, or mount a copy: `oras copy --to-oci-layout` and oci:DIRECTORY"),
                 ));
             }
-            self.streams.start(blob, wanted, answer, leave, &self.traffic);
+            self.downloads.start(blob, wanted, answer, leave, &self.traffic);
             return Ok(None);
         }
         let (body, left) = (answer.bytes_stream().boxed(), range.end.saturating_sub(range.start));

@@ -31,16 +31,16 @@ const SHARE_OF_MEMORY: usize = 8;
 /// From this distance on the cost is told.
 const FAR: u64 = 16 << 20;
 
-pub(super) struct Streams {
+pub(super) struct Downloads {
     /// Bytes of the tail of one.
     tail: usize,
-    streams: Mutex<HashMap<Digest, Arc<Stream>>>,
+    downloads: Mutex<HashMap<Digest, Arc<Download>>>,
     /// Who keeps what passes.
     cache: OnceLock<Weak<dyn Passing>>,
     told: OnceLock<()>,
 }
 
-struct Stream {
+struct Download {
     state: Mutex<State>,
     /// Told when there are more wishes.
     wanted: Notify,
@@ -64,21 +64,21 @@ struct Waiting {
     answer: oneshot::Sender<Result<Bytes, Failure>>,
 }
 
-impl Streams {
+impl Downloads {
     /// `most`: downloads at once. `memory`: of the whole process, in bytes.
     pub fn new(most: usize, memory: u64) -> Self {
         let share = usize::try_from(memory).unwrap_or(usize::MAX) / SHARE_OF_MEMORY;
         // A tail grows to twice its length before it is cut.
         let tail = (share / most.max(1) / 2).min(TAIL);
-        let (streams, cache, told) = (Mutex::default(), OnceLock::new(), OnceLock::new());
-        Self { tail, streams, cache, told }
+        let (downloads, cache, told) = (Mutex::default(), OnceLock::new(), OnceLock::new());
+        Self { tail, downloads, cache, told }
     }
 
     /// Ends a download that nobody wants more of, so that another request has its connection.
     pub fn make_room(&self) {
-        let streams = self.streams();
+        let downloads = self.downloads();
         // One is enough.
-        let _ = streams.values().any(|stream| stream.end_if_idle());
+        let _ = downloads.values().any(|download| download.end_if_idle());
     }
 
     pub fn keep_in(&self, cache: Weak<dyn Passing>) {
@@ -86,8 +86,8 @@ impl Streams {
         let _ = self.cache.set(cache);
     }
 
-    fn streams(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Stream>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    fn downloads(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Download>>> {
+        self.downloads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cache(&self) -> Option<Arc<dyn Passing>> {
@@ -96,13 +96,13 @@ impl Streams {
 
     /// A range from the download that is under way; `None` if there is none.
     pub async fn read(&self, blob: &Descriptor, range: &Range<u64>) -> Option<Result<Bytes, Failure>> {
-        let stream = self.streams().get(&blob.digest).cloned()?;
+        let download = self.downloads().get(&blob.digest).cloned()?;
         // What has passed already is in the cache, if it has room.
         let kept = async || self.cache()?.kept(blob, range).await;
         if let Some(bytes) = kept().await {
             return Some(Ok(bytes));
         }
-        match stream.wait_for(blob, range) {
+        match download.wait_for(blob, range) {
             Some(answer) => Some(answer.await.unwrap_or_else(|_| Err(ended_early(blob)))),
             None => Some(kept().await.ok_or_else(|| Failure::Passing { error: passed(blob), not_before: None })),
         }
@@ -123,29 +123,29 @@ impl Streams {
                 blob.digest
             );
         }
-        let mut streams = self.streams();
-        if streams.contains_key(&blob.digest) {
+        let mut downloads = self.downloads();
+        if downloads.contains_key(&blob.digest) {
             return;
         }
         tell_cost(blob, wanted, 0);
         let state = State { at: 0, tail: BytesMut::new(), target: wanted.end, waiting: Vec::new(), ended: false };
-        let stream = Arc::new(Stream { state: Mutex::new(state), wanted: Notify::new(), tail: self.tail });
-        streams.insert(blob.digest.clone(), Arc::clone(&stream));
-        drop(streams);
+        let download = Arc::new(Download { state: Mutex::new(state), wanted: Notify::new(), tail: self.tail });
+        downloads.insert(blob.digest.clone(), Arc::clone(&download));
+        drop(downloads);
         let (all, blob, traffic) = (Arc::downgrade(self), blob.clone(), Arc::clone(traffic));
         let cache = self.cache();
         tokio::spawn(async move {
             let _leave = leave.for_a_download();
-            let ended = stream.run(&blob, answer, cache, &traffic).await;
+            let ended = download.run(&blob, answer, cache, &traffic).await;
             if let Some(all) = all.upgrade() {
-                all.streams().remove(&blob.digest);
+                all.downloads().remove(&blob.digest);
             }
-            stream.end(&blob, ended);
+            download.end(&blob, ended);
         });
     }
 }
 
-impl Stream {
+impl Download {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
