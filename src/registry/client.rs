@@ -72,7 +72,7 @@ pub struct Registry {
     pub(super) pace: Pace,
     pub(super) connections: Connections,
     /// Half of them: for ranges that are taken bit by bit, each of which has one for as long as that takes.
-    pub(super) wholes: Semaphore,
+    pub(super) bit_by_bit: Semaphore,
     /// Ranges that may be under way for long beside reads: so few that these are not in the way of each other.
     pub(super) most_long_answers: usize,
     pub(super) require_ranges: bool,
@@ -108,7 +108,7 @@ impl Registry {
             traffic,
             pace: Pace::default(),
             connections: Connections::new(connections),
-            wholes: Semaphore::new(connections.div_ceil(2)),
+            bit_by_bit: Semaphore::new(connections.div_ceil(2)),
             most_long_answers: connections / 4,
             require_ranges: options.require_ranges,
             back,

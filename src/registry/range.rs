@@ -44,7 +44,7 @@ impl BlobSource for Registry {
             let turn = match turn {
                 Some(turn) => turn,
                 // It has a connection to itself for long: those behind it wait without an end.
-                None => self.wholes.acquire().await.ok()?,
+                None => self.bit_by_bit.acquire().await.ok()?,
             };
             reading.renew();
             let next = reading.next(PIECE).await;
