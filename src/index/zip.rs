@@ -6,6 +6,7 @@ use self::end::{END64, End};
 use self::record::Record;
 use super::build::LayerIndexBuilder;
 use super::error::ScanError;
+use super::header::c_string;
 use super::layer::LayerIndex;
 use super::limits::Limits;
 use super::member::{Kind, Member, MemberKind};
@@ -167,7 +168,7 @@ impl ZipScanner {
     pub fn link(&mut self, target: Option<&[u8]>) -> Result<(), ZipError> {
         let Some((made, member)) = self.pending.take().map(|pending| *pending) else { return Ok(()) };
         let made = match target {
-            Some(target) => Member { link: record::c_string(target).to_vec(), ..made },
+            Some(target) => Member { link: c_string(target).to_vec(), ..made },
             None => {
                 let method = Method::Unreadable("the symbolic link is damaged");
                 let (kind, size) = (MemberKind::Entry(Kind::File), member.size);

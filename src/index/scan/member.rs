@@ -30,11 +30,7 @@ impl Scanner {
 
         // GNU tar takes no data behind these, whatever their size says (tried with 1.34); a directory's is a quota.
         let has_data = !matches!(flag, b'1'..=b'6');
-        let claimed = match records.size.or(self.global.size).flatten() {
-            Some(size) if size > i64::MAX as u64 => Err(ScanError::Number { offset, field: "size" }),
-            Some(size) => Ok(size),
-            None => self.size(header),
-        };
+        let claimed = self.claimed_size(offset, records.size, header);
         // With a slash at its end it is a directory of BSD's tar, which has none either; but GNU tar wants a size that
         // is one.
         let is_directory = matches!(flag, b'0' | b'\0' | b'7') && path.ends_with(b"/");
@@ -49,24 +45,16 @@ impl Scanner {
         self.must_hold(offset, &path, next)?;
         self.claimed_end = start.saturating_add(padded(claimed));
 
-        let kind = match flag {
-            b'1' => MemberKind::HardLink,
-            b'2' => MemberKind::Entry(Kind::Symlink),
-            b'3' => MemberKind::Entry(Kind::CharDevice),
-            b'4' => MemberKind::Entry(Kind::BlockDevice),
-            b'5' | b'D' => MemberKind::Entry(Kind::Directory),
-            b'6' => MemberKind::Entry(Kind::Fifo),
-            b'M' => {
-                return Err(ScanError::MultiVolume { offset, member: shown(&path) });
-            }
+        match flag {
+            b'M' => return Err(ScanError::MultiVolume { offset, member: shown(&path) }),
+            // A volume's label.
             b'V' => {
                 self.pos = next;
                 return Ok(None);
             }
-            // As BSD's tar wrote directories before there was a flag for them.
-            _ if path.ends_with(b"/") => MemberKind::Entry(Kind::Directory),
-            _ => MemberKind::Entry(Kind::File),
-        };
+            _ => {}
+        }
+        let kind = kind_of(flag, &path);
         let is_file = kind == MemberKind::Entry(Kind::File);
         let ustar = header.as_ustar();
         let mtime = records.mtime.or(self.global.mtime).flatten();
@@ -118,8 +106,31 @@ impl Scanner {
     }
 }
 
+fn kind_of(flag: u8, path: &[u8]) -> MemberKind {
+    MemberKind::Entry(match flag {
+        b'1' => return MemberKind::HardLink,
+        b'2' => Kind::Symlink,
+        b'3' => Kind::CharDevice,
+        b'4' => Kind::BlockDevice,
+        b'5' | b'D' => Kind::Directory,
+        b'6' => Kind::Fifo,
+        // As BSD's tar wrote directories before there was a flag for them.
+        _ if path.ends_with(b"/") => Kind::Directory,
+        _ => Kind::File,
+    })
+}
+
 /// What a header may claim.
 impl Scanner {
+    /// Bytes of data, as the records or else the header have it.
+    fn claimed_size(&self, offset: u64, of_records: Option<Option<u64>>, header: &Header) -> Result<u64, ScanError> {
+        match of_records.or(self.global.size).flatten() {
+            Some(size) if size > i64::MAX as u64 => Err(ScanError::Number { offset, field: "size" }),
+            Some(size) => Ok(size),
+            None => self.size(header),
+        }
+    }
+
     pub(super) fn size(&self, header: &Header) -> Result<u64, ScanError> {
         let size = number::parse(&header.as_ustar().size);
         let size = size.and_then(|size| i64::try_from(size).ok()).and_then(|size| u64::try_from(size).ok());

@@ -1,5 +1,6 @@
 //! One record of the central directory.
 
+use super::super::header::c_string;
 use super::super::member::{Kind, Mtime};
 use super::{ZipError, cp437, field16, field32, field64};
 
@@ -65,6 +66,7 @@ impl<'a> Record<'a> {
             return Err(ZipError::Parts);
         }
         record.extra(extra)?;
+        // Ended by a NUL, as in Info-ZIP's `unzip` and Python's zipfile: no filesystem can hold one.
         record.name = c_string(record.name);
         record.unicode_name = record.unicode_name.map(c_string);
         Ok(Some((record, length as u64)))
@@ -192,9 +194,4 @@ impl<'a> Record<'a> {
             .saturating_add((time & 31).saturating_mul(2));
         Mtime { secs: days.saturating_mul(86_400).saturating_add(seconds), nanos: 0 }
     }
-}
-
-/// Names end at a NUL, as in Info-ZIP's `unzip` and Python's zipfile: no filesystem can hold one.
-pub(super) fn c_string(name: &[u8]) -> &[u8] {
-    name.split(|&byte| byte == 0).next().unwrap_or_default()
 }
