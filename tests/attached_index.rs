@@ -453,6 +453,33 @@ fn a_name_that_does_not_exist_is_an_error_and_the_true_one_is_there() {
 }
 
 #[test]
+fn what_no_file_system_can_hold_is_left_out_by_scanned_stored_and_attached_indexes_alike() {
+    let name = "n".repeat(256);
+    let layer = RawTar::new().file("a", noise(1, 100_000)).file(&name, noise(2, 700)).file("b", noise(3, 100_000));
+    let dataset = Dataset::of(vec![layer.finish()]);
+    let home = Home::new();
+    // The log of a home goes on.
+    let seen = |arguments: &[&str], home: &Home, told: usize| {
+        let call = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), dataset.reference()).home(home).args(arguments);
+        let mounted = call.mount();
+        let names = list(&mounted.join("0"));
+        assert_eq!(names, [("a".into(), 100_000), ("b".into(), 100_000)]);
+        assert_eq!(fs::read(mounted.join("0/b")).unwrap(), noise(3, 100_000));
+        let log = mounted.log();
+        assert_eq!(log.matches(&format!("{name}: left out")).count(), told, "{log}");
+        assert!(!log.contains("is wrong"), "{log}");
+        mounted.unmount();
+    };
+    seen(&["--no-index"], &home, 1);
+    dataset.registry.reset();
+    seen(&["--no-index"], &home, 2);
+    assert_eq!(dataset.layer_requests(), 0, "index and bytes are kept");
+    dataset.tell(&[dataset.put(dataset.parts(), "2026-01-01T00:00:00Z")]);
+    seen(&[], &Home::new(), 1);
+    assert_eq!(dataset.layer_requests(), 1, "header and content of one file");
+}
+
+#[test]
 fn links_are_believed_only_when_the_layer_was_indexed() {
     let truth = RawTar::new().file("a", noise(1, 900)).file("b", noise(2, 900)).symlink("s", "a").hard_link("h", "a");
     let lie = RawTar::new().file("a", noise(1, 900)).file("b", noise(2, 900)).symlink("s", "b").hard_link("h", "b");
