@@ -180,10 +180,6 @@ impl BlobFile {
     /// as they are.
     pub fn write(&self, first: u64, chunks: &[Bytes]) -> io::Result<()> {
         (first..).zip(chunks).try_for_each(|(chunk, bytes)| self.write_chunk(chunk, bytes))?;
-        // Nobody writes to a blob that is whole, unless two processes fetched the same.
-        if self.is_blob_checked() {
-            self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
-        }
         self.note_use(&(first..first + chunks.len() as u64));
         Ok(())
     }
@@ -193,6 +189,10 @@ impl BlobFile {
         let Some(_locked) = self.lock(&one)? else { return Ok(()) };
         if self.present(one.clone()) == [true] {
             return Ok(());
+        }
+        // Before anything changes: this process may be ended, and others look.
+        if self.read_word(BLOB_CHECKED_AT, How::Waiting)? != 0 {
+            self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
         }
         let generation = self.generation()?;
         self.data.write_all_at(bytes, chunk * CHUNK)?;
@@ -349,6 +349,8 @@ fn checksum_of(bytes: &[u8]) -> u64 {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
     use super::*;
 
     fn blob(chunks: u64) -> (tempfile::TempDir, PathBuf, Vec<Bytes>) {
@@ -420,6 +422,21 @@ mod tests {
         }
         let other_size = BlobFile::open(&path, 2 * CHUNK).unwrap();
         assert_eq!(other_size.present(0..2), [false; 2]);
+    }
+
+    #[test]
+    fn a_write_that_breaks_off_leaves_no_blob_that_counts_as_checked() {
+        let (_dir, path, chunks) = blob(3);
+        BlobFile::open(&path, size(&chunks)).unwrap().write(0, &chunks[..2]).unwrap();
+        let sealed = memfd_create("sealed", MemfdFlags::ALLOW_SEALING).unwrap();
+        fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
+        let map = File::options().read(true).write(true).open(map_path(&path)).unwrap();
+        let file = BlobFile::new(&path, size(&chunks), sealed.into(), map);
+        file.set_blob_checked(file.generation().unwrap()).unwrap();
+        file.write(0, &chunks[..2]).unwrap();
+        assert!(file.is_blob_checked(), "nothing was written");
+        file.write(2, &chunks[2..]).expect_err("it cannot be written to");
+        assert!(!file.is_blob_checked());
     }
 
     #[test]
