@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use eo_mount_testing::files::forget_pages;
 use eo_mount_testing::fixtures::{VirtualTar, noise, patch_tar, patch_tar_plan};
+use eo_mount_testing::scripted_registry::Takes;
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
-    Artifact, EoMount, Fault, HangingDisk, Matcher, Mounted, ScriptedRegistry, run,
+    Artifact, EoMount, Fault, Finished, HangingDisk, Home, Matcher, Mounted, ScriptedRegistry, run,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_eo-mount");
@@ -122,4 +123,27 @@ fn members_of_a_zip_archive_are_read_without_a_disk_that_hangs() {
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}\n{}", start.elapsed(), mounted.log());
     disk.go_on();
     mounted.unmount();
+}
+
+#[test]
+fn index_says_that_the_disk_of_its_cache_folder_does_not_answer_and_push_does_without_it() {
+    let (registry, disk, home) = (ScriptedRegistry::start(), HangingDisk::mount(), Home::new());
+    registry.take_uploads(Takes::default());
+    Artifact::new().tar("10001.tar", patch_tar(10_001, 16)).push(&registry, "pastis", "t");
+    let (folder, large) = (tempfile::tempdir().unwrap(), noise(3, 40_000_000));
+    fs::write(folder.path().join("large.bin"), &large).unwrap();
+    let call = |arguments: &[&str]| -> Finished {
+        let call = EoMount::bare(PROGRAM).home(&home).current_dir(folder.path()).args(arguments);
+        call.args(["--timeout", "40s", "--cache-dir"]).arg(disk.path().join("cache")).output()
+    };
+    call(&["push", &registry.reference("pastis:before"), "large.bin"]).expect_success("push");
+    disk.hang();
+    let start = Instant::now();
+    let index = call(&["index", &registry.reference("pastis:t")]);
+    assert_eq!((index.code, index.stderr.lines().count()), (2, 1), "{}", index.stderr);
+    assert!(index.stderr.contains("does not answer") && index.stderr.contains("--cache-dir"), "{}", index.stderr);
+    fs::write(folder.path().join("other.bin"), noise(4, 40_000_000)).unwrap();
+    call(&["push", &registry.reference("pastis:after"), "other.bin"]).expect_success("push");
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    disk.go_on();
 }

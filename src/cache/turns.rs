@@ -148,6 +148,11 @@ impl Turns {
         }
     }
 
+    #[cfg(test)]
+    pub fn is_busy(&self) -> bool {
+        self.state().under_way > 0
+    }
+
     async fn turn(self: &Arc<Self>) -> Option<Turn> {
         while !self.hangs() {
             if let Ok(permit) = timeout(self.patience, Arc::clone(&self.permits).acquire_owned()).await {
