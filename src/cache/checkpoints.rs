@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
 
 use super::CacheFolder;
-use super::own_file::{is_at, open_own};
+use super::own_file::{is_at, is_foreign, open_own};
 use super::small_files::{read_up_to, replace};
 use crate::blob::content::{
     Compression, Progress, Side, TRAILER, Table, decode_progress, decode_table, encode_progress, encode_table,
@@ -43,7 +43,16 @@ impl CacheFolder {
 
     fn checkpoints_of(&self, blob: &Descriptor) -> Option<(Compression, (Table, Arc<Side>))> {
         let path = self.checkpoints(&blob.digest);
-        let file = File::open(&path).ok()?;
+        let file = match open_own(&path, &mut OpenOptions::new()) {
+            Ok(file) => file,
+            Err(error) => {
+                if is_foreign(&error) {
+                    tracing::warn!("{}: {error}; it is removed", path.display());
+                    let _ = fs::remove_file(&path);
+                }
+                return None;
+            }
+        };
         match read(&file, blob) {
             Ok(Some((compression, table))) => {
                 // The order in which files go.
@@ -216,7 +225,28 @@ fn make_room(folder: &Path, limit: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode, mknodat, symlinkat};
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_others_have_put_in_the_place_of_a_table_is_not_waited_for_nor_followed_and_gives_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = CacheFolder::open(dir.path(), None).unwrap();
+        let digest = Digest::sha256_of(b"x");
+        let blob = Descriptor { digest, size: 1, media_type: String::new(), annotations: Default::default() };
+        let path = folder.checkpoints(&blob.digest);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let put: [&dyn Fn(); 2] = [&|| mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap(), &|| {
+            symlinkat("/dev/zero", CWD, &path).unwrap()
+        }];
+        for put in put {
+            put();
+            assert!(folder.load_checkpoints(&blob).await.is_none());
+            assert!(fs::symlink_metadata(&path).is_err());
+            assert!(!folder.turns().reads.is_busy());
+        }
+    }
 
     #[test]
     fn the_oldest_files_go_first() {
