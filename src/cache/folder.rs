@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::disk::DiskCache;
-use super::own_file::is_read_only;
+use super::own_file::{is_full, is_read_only};
 use super::turns::{FolderTurns, WAKING};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -92,7 +92,8 @@ impl CacheFolder {
     fn disk_cache_if_holes(&self, min_free: u64) -> Option<DiskCache> {
         match self.holds_holes() {
             Ok(true) => {}
-            Err(error) if is_read_only(&error) => {}
+            // What is there is still good to read.
+            Err(error) if is_read_only(&error) || is_full(&error) => {}
             result => {
                 let why = result.err().map_or_else(String::new, |error| format!(" ({error})"));
                 let folder = self.path.display();

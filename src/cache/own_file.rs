@@ -53,6 +53,10 @@ pub fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn is(error: &io::Error, any: &[Errno]) -> bool {
     any.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
