@@ -22,6 +22,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CHUNK;
@@ -79,14 +80,20 @@ impl BlobFile {
         // Who has the map alone may make it anew or take it away; who uses it shares it.
         for _ in 0..ATTEMPTS {
             let file = Self::new(path, size, open_or_make(path)?, open_or_make(&map_path(path))?);
-            flock(&file.map, FlockOperation::LockShared)?;
-            if file.is_in_place() && file.is_sound()? {
-                file.end_given_up()?;
-                return Ok(file);
-            }
-            let alone = flock(&file.map, FlockOperation::NonBlockingLockExclusive).is_ok();
-            if alone && file.is_in_place() && !file.is_sound()? {
-                file.make_anew()?;
+            match flock(&file.map, FlockOperation::NonBlockingLockShared) {
+                Ok(()) if file.is_in_place() && file.is_sound()? => {
+                    file.end_given_up()?;
+                    return Ok(file);
+                }
+                Ok(()) => {
+                    let alone = flock(&file.map, FlockOperation::NonBlockingLockExclusive).is_ok();
+                    if alone && file.is_in_place() && !file.is_sound()? {
+                        file.make_anew()?;
+                    }
+                }
+                // Being made anew, by somebody who may have been stopped.
+                Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
             }
             std::thread::yield_now();
         }
@@ -422,6 +429,17 @@ mod tests {
         }
         let other_size = BlobFile::open(&path, 2 * CHUNK).unwrap();
         assert_eq!(other_size.present(0..2), [false; 2]);
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_while_it_made_a_blob_is_not_waited_for() {
+        let (_dir, path, chunks) = blob(3);
+        drop(BlobFile::open(&path, size(&chunks)).unwrap());
+        let stopped = open_own(&map_path(&path), &mut OpenOptions::new()).unwrap();
+        flock(&stopped, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(BlobFile::open(&path, size(&chunks)).err().unwrap().kind(), io::ErrorKind::InvalidData);
+        drop(stopped);
+        BlobFile::open(&path, size(&chunks)).unwrap();
     }
 
     #[test]
