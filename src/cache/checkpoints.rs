@@ -47,7 +47,7 @@ impl CacheFolder {
             Ok(file) => file,
             Err(error) => {
                 if is_foreign(&error) {
-                    tracing::warn!("{}: {error}; it is removed", path.display());
+                    tracing::warn!("{}: {error}; it is not used", path.display());
                     let _ = fs::remove_file(&path);
                 }
                 return None;
