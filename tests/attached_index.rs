@@ -175,13 +175,13 @@ fn find_over_2433_layers_with_an_attached_index_takes_five_requests() {
 }
 
 #[test]
-fn find_over_2433_layers_with_an_attached_index_takes_eight_requests_without_an_api() {
+fn find_over_2433_layers_with_an_attached_index_takes_six_requests_without_an_api() {
     let dataset = Dataset::of(tiny_layers());
     dataset.registry.clear_faults();
     dataset.registry.take_uploads(Takes::default());
     eo_mount(&Home::new(), &["index", "--attach", &dataset.reference()]).expect_success("index --attach");
-    // Manifest, config, API, two layers, tag, the index's manifest and end.
-    find_takes(8, &dataset);
+    // Manifest, config, API, tag, the index's manifest and end.
+    find_takes(6, &dataset);
 }
 
 #[test]
@@ -209,16 +209,101 @@ fn looking_for_an_index_costs_the_first_layer_one_request_with_an_api_and_withou
     }
 }
 
+/// What a look into all layers asks the registry of what is attached: its API, and the tag in its place.
+#[track_caller]
+fn looking_asks(home: &Home, dataset: &Dataset, tag: &str, of_api: usize, of_tag: usize) -> String {
+    dataset.registry.reset();
+    // As far as earlier looks have made them.
+    let _ = fs::remove_dir_all(home.cache().join("eo-mount/indexes"));
+    let reference = dataset.registry.reference(tag);
+    let mounted = EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), reference).args(["-vv"]).home(home).mount();
+    assert!(list(mounted.path()).len() > 3 * 8);
+    let asked = |path: &str| dataset.registry.requests().iter().filter(|request| request.path.contains(path)).count();
+    assert_eq!((asked("/referrers/"), asked("/manifests/sha256-")), (of_api, of_tag), "{tag}");
+    let log = mounted.log();
+    mounted.unmount();
+    fs::remove_file(home.log_file()).unwrap();
+    log
+}
+
 #[test]
-fn a_large_layer_is_worth_asking_for_the_tag_at_once() {
+fn where_there_was_no_api_the_tag_alone_is_asked_for_a_day() {
+    let dataset = Dataset::of((1..4).map(|number| patch_tar(number, 32)).collect());
+    dataset.registry.clear_faults();
+    let home = Home::new();
+    looking_asks(&home, &dataset, "d:t", 1, 1);
+    looking_asks(&home, &dataset, "d:t", 0, 1);
+    let other = |number| Artifact::new().tar("0.tar", patch_tar(number, 32)).tar("1.tar", patch_tar(number + 1, 32));
+    other(5).tar("2.tar", patch_tar(7, 32)).push(&dataset.registry, "d", "u");
+    looking_asks(&home, &dataset, "d:u", 0, 1);
+    // An index that is attached is found, and its layers are not asked for.
+    dataset.registry.take_uploads(Takes::default());
+    eo_mount(&Home::new(), &["index", "--attach", &dataset.reference()]).expect_success("index --attach");
+    assert!(looking_asks(&home, &dataset, "d:t", 0, 1).contains("attached index"));
+    // Other repositories of the registry may have one.
+    other(5).tar("2.tar", patch_tar(7, 32)).push(&dataset.registry, "e", "t");
+    looking_asks(&home, &dataset, "e:t", 1, 1);
+    looking_asks(&home, &dataset, "e:t", 0, 1);
+    let yesterday = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
+    for file in fs::read_dir(home.cache().join("eo-mount/manifests/tags")).unwrap() {
+        fs::File::open(file.unwrap().path()).unwrap().set_modified(yesterday).unwrap();
+    }
+    looking_asks(&home, &dataset, "d:t", 1, 1);
+}
+
+#[test]
+fn an_api_that_comes_is_believed_when_somebody_looks_for_what_is_attached() {
+    let dataset = Dataset::of((1..4).map(|number| patch_tar(number, 32)).collect());
+    dataset.registry.clear_faults();
+    let home = Home::new();
+    looking_asks(&home, &dataset, "d:t", 1, 1);
+    let index = dataset.put(dataset.parts(), "2026-01-01T00:00:00Z");
+    dataset.tell(std::slice::from_ref(&index));
+    let found = eo_mount(&home, &["discover", "--json", &dataset.reference()]).expect_success("discover").text();
+    assert!(found.contains(index["digest"].as_str().unwrap()), "the API is asked all the same: {found}");
+    assert!(looking_asks(&home, &dataset, "d:t", 1, 0).contains("attached index"));
+}
+
+#[test]
+fn an_answer_that_does_not_tell_whether_there_is_an_api_is_not_remembered() {
+    let dataset = Dataset::of((1..4).map(|number| patch_tar(number, 32)).collect());
+    let unknown = |code| json!({ "errors": [{ "code": code, "message": "" }] }).to_string();
+    for fault in [
+        Fault::Status(404, Vec::new(), unknown("NAME_UNKNOWN")),
+        Fault::Status(404, Vec::new(), unknown("MANIFEST_UNKNOWN")),
+        Fault::Status(200, Vec::new(), "<html>log in</html>".into()),
+        Fault::status(500),
+    ] {
+        dataset.registry.clear_faults();
+        dataset.registry.fault(Matcher::path("/referrers/"), fault.clone(), ALWAYS);
+        let home = Home::new();
+        let mounted =
+            EoMount::new(env!("CARGO_BIN_EXE_eo-mount"), dataset.reference()).home(&home).without_log().mount();
+        list(mounted.path());
+        mounted.unmount();
+        let index = dataset.put(dataset.parts(), "2026-01-01T00:00:00Z");
+        dataset.tell(&[index]);
+        assert!(looking_asks(&home, &dataset, "d:t", 1, 0).contains("attached index"), "{fault:?}");
+    }
+}
+
+#[test]
+fn the_headers_of_a_large_layer_are_read_while_its_index_is_looked_for() {
     let registry = ScriptedRegistry::start();
     let digest = format!("sha256:{}", "1".repeat(64));
     let layer = registry.put_sparse_blob((1 << 30) + 512, &digest, |_, bytes| bytes.fill(0));
     Artifact::new().layer_of(Some("0.tar"), layer).push(&registry, "d", "t");
-    let mounted = mount(&registry.reference("d:t"), &[]);
-    list(mounted.path());
-    assert!(registry.requests().iter().any(|request| request.path.contains("/manifests/sha256-")));
-    mounted.unmount();
+    // Neither waits for the other: one of them comes first, and then the other.
+    for waits in ["/referrers/", "/blobs/"] {
+        registry.clear_faults();
+        registry.reset();
+        registry.fault(Matcher::path(waits), Fault::Delay(Duration::from_secs(2)), ALWAYS);
+        let mounted = mount(&registry.reference("d:t"), &["--no-disk-cache"]);
+        list(mounted.path());
+        let tags = registry.requests().iter().filter(|request| request.path.contains("/manifests/sha256-")).count();
+        assert_eq!(tags, usize::from(waits == "/blobs/"), "{waits} waits");
+        mounted.unmount();
+    }
 }
 
 #[track_caller]

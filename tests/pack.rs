@@ -417,13 +417,13 @@ fn an_interrupted_run_leaves_nothing_half_done() {
     let big = fs::File::create(shop.path("in/10001/big.bin")).unwrap();
     big.set_len(64 << 30).unwrap();
     let start = |signal: &str| {
-        let mut child = shop.start(&["in", "oci:out:v", "--per-dir"]);
+        let child = shop.start(&["in", "oci:out:v", "--per-dir"]);
         let blobs = shop.path("out/blobs/sha256");
         let begun = wait_until(PATIENCE, || fs::read_dir(&blobs).is_ok_and(|blobs| blobs.count() >= 1));
         let _ = run(Command::new("kill").args([signal, &child.id().to_string()]), PATIENCE);
-        let status = child.wait().unwrap();
-        assert!(begun && !status.success());
-        status
+        let ended = child.wait_with_output().unwrap();
+        assert!(begun && !ended.status.success());
+        ended
     };
     let unfinished = || {
         let names = fs::read_dir(shop.path("out")).unwrap().map(|entry| entry.unwrap().file_name());
@@ -437,7 +437,9 @@ fn an_interrupted_run_leaves_nothing_half_done() {
         }
         assert!(!shop.path("out/index.json").exists());
     };
-    assert_eq!(start("-INT").code(), Some(130));
+    let ended = start("-INT");
+    let says = "eo-mount: oci:out:v: stopped by SIGINT; layers that are whole are kept (the same command goes on)\n";
+    assert_eq!((ended.status.code(), String::from_utf8(ended.stderr).unwrap().as_str()), (Some(130), says));
     assert_eq!(unfinished(), 0);
     whole();
     start("-KILL");

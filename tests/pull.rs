@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use eo_mount_testing::fixtures::{PythonTar, RawTar, Sample, TarFormat, everything_tar, patch_tar};
+use eo_mount_testing::processes::Signal;
 use eo_mount_testing::python::python_says;
 use eo_mount_testing::wait::wait_until;
 use eo_mount_testing::{
@@ -683,6 +684,38 @@ fn a_pull_that_was_killed_fetches_less_than_16_mib_twice() {
         assert!(sent <= size + 16 * MIB, "{} bytes fetched twice, {more:?}", sent - size);
         assert_eq!(sha256(&fs::read(dataset.out.path().join("large.tar")).unwrap()), dataset.digest(0));
         assert_eq!(dataset.names(), ["large.tar"]);
+    }
+}
+
+/// As is a prefetch.
+#[test]
+fn a_pull_that_a_signal_ends_says_what_is_kept_and_that_the_same_call_goes_on() {
+    let calls = [("pull", Signal::INT, 130), ("pull", Signal::TERM, 143), ("prefetch", Signal::INT, 130)];
+    for (verb, signal, code) in calls {
+        let dataset = Dataset::of(Artifact::new().tar("a.tar", noise(1, 2 * MIB)).tar("b.tar", noise(2, 2 * MIB)));
+        let out = dataset.out.path().to_str().unwrap();
+        let (call, kept) = match verb {
+            "pull" => (vec!["pull", "-o", out, &dataset.reference], out),
+            _ => (vec!["prefetch", "--all", &dataset.reference], "the cache folder"),
+        };
+        let (first, second) = (dataset.digest(0), dataset.digest(1));
+        let stalled = dataset.registry.fault(Matcher::blob(&second), Fault::Stall, ALWAYS);
+        let mut running = EoMount::bare(PROGRAM).home(&dataset.home).args(&call).spawn();
+        let map = dataset.home.cache().join("eo-mount/blobs/sha256").join(&first["sha256:".len()..]);
+        let is_kept = || fs::metadata(&map).is_ok_and(|found| found.blocks() * 512 >= 2 * MIB);
+        let half = wait_until(Duration::from_secs(60), || stalled.met() > 0 && is_kept());
+        running.signal(signal);
+        let ended = running.wait_ended(Duration::from_secs(20)).unwrap();
+        assert!(half, "{}", ended.stderr);
+        assert_eq!(ended.code, code, "{}", ended.stderr);
+        let name = if code == 130 { "SIGINT" } else { "SIGTERM" };
+        let says = format!("stopped by {name}; what has come is kept in {kept} (the same command goes on)");
+        assert_eq!(ended.stderr, format!("eo-mount: {}: {says}\n", dataset.reference));
+        dataset.registry.clear_faults();
+        dataset.registry.reset();
+        EoMount::bare(PROGRAM).home(&dataset.home).args(&call).output().expect_success(verb);
+        let sizes: Vec<u64> = dataset.artifact.layers().iter().map(|layer| layer.size).collect();
+        assert!(dataset.registry.blob_bytes() <= sizes[1], "{verb}: {} bytes", dataset.registry.blob_bytes());
     }
 }
 

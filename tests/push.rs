@@ -61,7 +61,7 @@ impl Publisher {
     /// A push that is not waited for.
     fn start(&self, arguments: &[&str]) -> Child {
         let mut command = Command::new(PROGRAM);
-        command.current_dir(self.dir.path()).arg("push").args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command.current_dir(self.dir.path()).arg("push").args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
         command.env("HOME", self.home.path()).env("XDG_CACHE_HOME", self.home.cache()).spawn().unwrap()
     }
 
@@ -294,12 +294,17 @@ fn docker_registry_goes_on_where_an_interrupted_push_has_stopped() {
     let (registry, publisher) = (RealRegistry::start(), Publisher::of_large_layer(64 * MIB));
     let link = Link::new(registry.address(), Shape { bits_per_second: Some(80_000_000), ..Shape::default() });
     let reference = link.reference("pastis:1");
-    let mut child = publisher.start(&[&reference, "big.tar"]);
+    let child = publisher.start(&[&reference, "big.tar"]);
     let sent = wait_until(PATIENCE, || link.bytes_up() >= 20 * MIB);
     let mut kill = Command::new("kill");
     run(kill.args(["-INT", &child.id().to_string()]), PATIENCE).expect_success("kill");
-    let code = child.wait().unwrap().code();
-    assert!(sent && code == Some(130) && publisher.uploads() == 1, "{code:?}");
+    let ended = child.wait_with_output().unwrap();
+    assert!(sent && ended.status.code() == Some(130) && publisher.uploads() == 1, "{ended:?}");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        said.contains("stopped by SIGINT; layers that have arrived are kept") && said.lines().count() == 1,
+        "{said}"
+    );
     let (_, said) = publisher.push(&[&reference, "big.tar"]);
     assert_eq!(said, "");
     assert!(link.bytes_up() < 66 * MIB, "{}", link.bytes_up() / MIB);

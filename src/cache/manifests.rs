@@ -71,6 +71,12 @@ impl Manifests {
         self.write(self.tag_file(&tag), format!("{digest} {tag}\n").into()).await;
     }
 
+    /// It is not so any more.
+    pub async fn forget_resolution(&self, reference: &RegistryReference) {
+        let file = self.tag_file(&tag(reference));
+        self.turns.write(move || fs::remove_file(file)).await;
+    }
+
     /// Removes what killed processes left behind, some time.
     pub fn clean(&self, now: SystemTime) {
         let new = self.path.join("new");

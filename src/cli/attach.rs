@@ -11,7 +11,7 @@ use clap::Parser;
 use super::annotations::annotate;
 use super::common::Common;
 use super::failure::Failure;
-use super::interrupt::until_signal;
+use super::interrupt::{SENT, until_signal};
 use super::push;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind};
@@ -106,14 +106,15 @@ pub async fn send(
     let place = match reference {
         Reference::Registry(reference) => {
             let sending = to_registry(&artifact, subject, repository, reference, options, &stop, &moved);
-            until_signal(&stop, sending).await?.map_err(failed)?;
+            until_signal(&reference.to_string(), SENT, Some(&stop), sending).await?.map_err(failed)?;
             format!("{}/{}", reference.registry, reference.repository)
         }
         Reference::Layout(LayoutReference { directory, .. }) => {
             let layout = LayoutWriter::open(directory).map_err(failed)?;
+            let place = format!("oci:{}", directory.display());
             let sending = to_layout(&artifact, &layout, None, JOBS, &stop, &moved);
-            until_signal(&stop, sending).await?.map_err(failed)?;
-            format!("oci:{}", directory.display())
+            until_signal(&place, "what is whole is kept", Some(&stop), sending).await?.map_err(failed)?;
+            place
         }
     };
     Ok((digest, place))

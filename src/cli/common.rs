@@ -162,7 +162,7 @@ impl Common {
         })
     }
 
-    /// Runs a verb that ends by itself. A signal ends it as it ends any program.
+    /// Runs a verb that ends by itself. A signal ends it as it ends any program, but for what `until_signal` says.
     pub fn run(&self, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
         self.start_logging(false)?;
         let runtime = runtime()?;

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::common::Common;
 use super::failure::Failure;
-use super::interrupt::until_signal;
+use super::interrupt::{SENT, until_signal};
 use super::progress;
 use super::push::{Summary, all_platforms, moved_in};
 use crate::cache::{CacheFolder, FolderTurns, Uploads};
@@ -71,7 +71,11 @@ impl Command {
         all_platforms(&options).map_err(failed)?;
         let to: Reference = self.to.parse().map_err(failed)?;
         let stop = Arc::default();
-        let copied = until_signal(&stop, self.copied(&to, &options, &stop)).await?;
+        let kept = match &to {
+            Reference::Registry(_) => SENT.to_owned(),
+            Reference::Layout(layout) => format!("what has come is kept in {}", layout.directory.display()),
+        };
+        let copied = until_signal(&self.to, &kept, Some(&stop), self.copied(&to, &options, &stop)).await?;
         let summary = Summary::of(&to, copied.map_err(failed)?);
         Failure::of_output(summary.print(self.json))
     }

@@ -129,7 +129,8 @@ impl Command {
         let mounting = self.common.options()?;
         let bar = progress::spinner("looking through the folder");
         let stop = Arc::default();
-        let packed = until_signal(&stop, packed(options, &out, &mounting, &bar, &stop)).await;
+        let packing = packed(options, &out, &mounting, &bar, &stop);
+        let packed = until_signal(&out.to_string(), "layers that are whole are kept", Some(&stop), packing).await;
         bar.finish_and_clear();
         let (read, Packed { artifact, layers }) = packed?.map_err(failed)?;
         let digest = &artifact.root().digest;

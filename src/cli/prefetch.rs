@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse;
@@ -106,8 +107,10 @@ impl Command {
         };
         let jobs = self.jobs.unwrap_or(self.common.connections);
         progress::show_bytes(&bar, plan.wanted.saturating_sub(plan.cached));
-        let fetched = mount.fetch(plan, jobs.into(), |bytes| bar.inc(bytes)).await;
+        let fetching = mount.fetch(plan, jobs.into(), |bytes| bar.inc(bytes));
+        let fetched = until_signal(&self.reference, "what has come is kept in the cache folder", None, fetching).await;
         bar.finish_and_clear();
+        let fetched = fetched?;
         for failed in fetched.failed {
             let line = Error::new(failed.error.kind, &failed.path, &failed.error);
             // Not `eprintln`, which panics when nobody reads.

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::common::Common;
 use super::failure::Failure;
+use super::interrupt::until_signal;
 use super::progress;
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Failed, Mount};
@@ -167,18 +168,23 @@ impl Command {
             let is_finished = |(item, there): &(&Item, &There)| there.finished && item.tree.is_none();
             let (finished, missing): (Vec<_>, Vec<_>) = items.iter().zip(&there).partition(is_finished);
             finished.iter().for_each(|(item, _)| progress(item.blob.size));
-            let pulled = match &artifact {
-                Some(artifact) => {
-                    let there = finished.iter().map(|(item, _)| item.blob.digest.clone()).collect();
-                    let tag = self.tag();
-                    pull::to_layout(&mount, artifact, &there, &self.output, tag.as_deref(), &progress).await
-                }
-                None => {
-                    let missing: Vec<&Item> = missing.into_iter().map(|(item, _)| item).collect();
-                    pull::pull(&mount, &missing, &chosen.members, &pulling, &progress).await
+            let pulling = async {
+                match &artifact {
+                    Some(artifact) => {
+                        let there = finished.iter().map(|(item, _)| item.blob.digest.clone()).collect();
+                        let tag = self.tag();
+                        pull::to_layout(&mount, artifact, &there, &self.output, tag.as_deref(), &progress).await
+                    }
+                    None => {
+                        let missing: Vec<&Item> = missing.into_iter().map(|(item, _)| item).collect();
+                        pull::pull(&mount, &missing, &chosen.members, &pulling, &progress).await
+                    }
                 }
             };
-            failures.extend(pulled.map_err(failed)?);
+            let kept = format!("what has come is kept in {}", self.output.display());
+            let pulled = until_signal(&self.reference, &kept, None, pulling).await;
+            bar.finish_and_clear();
+            failures.extend(pulled?.map_err(failed)?);
         }
         bar.finish_and_clear();
         self.report(summary_with(&mut summary, failures))

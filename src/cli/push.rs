@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::annotations::annotate;
 use super::common::Common;
 use super::failure::Failure;
-use super::interrupt::until_signal;
+use super::interrupt::{SENT, until_signal};
 use super::progress;
 use crate::cache::Uploads;
 use crate::error::{Error, ErrorKind, Result};
@@ -165,7 +165,8 @@ impl Command {
             stop: Arc::default(),
             timeout: options.timeout,
         };
-        let pushed = until_signal(&push.stop, push.run(&artifact, &moved)).await;
+        let sending = push.run(&artifact, &moved);
+        let pushed = until_signal(&reference.to_string(), SENT, Some(&push.stop), sending).await;
         bar.finish_and_clear();
         let pushed = pushed?;
         let summary = Summary::of(&Reference::Registry(reference), pushed.map_err(failed)?);

@@ -33,12 +33,14 @@ const FOOTER: &str = "vnd.eo-mount.index.footer";
 const LONGEST_TAIL: u64 = 4 << 20;
 /// Bytes of the end where nothing tells how many are of use.
 const USUAL_TAIL: u64 = 64 << 10;
-/// Layers for which no tag is asked: they take few requests themselves.
+/// Layers for which no tag is asked when the API has just turned out to be missing: they take few requests themselves.
 const EARLY: usize = 2;
+/// Layers of a manifest beside which another request is nothing.
+const MANY: usize = 100;
 /// Attached indexes that are tried, the newest first.
 const CANDIDATES: usize = 4;
 /// Bytes of a layer, beyond which another request is little beside those for its headers.
-const LARGE: u64 = 1 << 30;
+pub const LARGE: u64 = 1 << 30;
 /// Bytes read at once for digests.
 const PIECE: u64 = 1 << 20;
 
@@ -121,7 +123,8 @@ pub fn part(layer: &Descriptor, contents: &Contents, sources: &Sources) -> Optio
 }
 
 /// What is attached to the manifests of a mount; looked up once, when an index is first missing. That is one request for a look
-/// into two small layers: where there is no referrers API, the tag in its place is asked when a third index is missing.
+/// into two small layers of a few: where there turns out to be no referrers API, the tag in its place is asked when a third index
+/// is missing. Where that was known, the tag is asked at once.
 pub struct Attached {
     repository: Repository,
     chunks: Arc<ChunkCache>,
@@ -137,7 +140,8 @@ pub struct Attached {
 
 struct Part {
     subject: Digest,
-    by_api: OnceCell<Answer>,
+    has_many: bool,
+    at_once: OnceCell<Answer>,
     by_tag: OnceCell<Answer>,
 }
 
@@ -167,7 +171,8 @@ impl Attached {
         let (mut parts, mut layers) = (Vec::new(), HashMap::new());
         for (number, manifest) in manifests.iter().enumerate() {
             let subject = manifest.descriptor.digest.clone();
-            parts.push(Part { subject, by_api: OnceCell::new(), by_tag: OnceCell::new() });
+            let has_many = manifest.manifest.layers.len() > MANY;
+            parts.push(Part { subject, has_many, at_once: OnceCell::new(), by_tag: OnceCell::new() });
             for layer in &manifest.manifest.layers {
                 layers.entry(layer.digest.clone()).or_insert(number);
             }
@@ -189,7 +194,7 @@ impl Attached {
         }
         let mut found = Some(found);
         for (at, part) in self.parts.iter().enumerate() {
-            let _ = part.by_api.set(found.take_if(|_| at == number).map_or(Answer::Nothing, Answer::Found));
+            let _ = part.at_once.set(found.take_if(|_| at == number).map_or(Answer::Nothing, Answer::Found));
         }
         Ok(())
     }
@@ -215,8 +220,8 @@ impl Attached {
         let number = *self.layers.get(&layer.digest)?;
         let part = self.parts.get(number)?;
         let subject = &part.subject;
-        let mut answer = part.by_api.get_or_init(|| self.in_time(subject, self.by_api(number, subject))).await;
-        if matches!(answer, Answer::NoApi) && (layer.size > LARGE || !self.is_early(&layer.digest)) {
+        let mut answer = part.at_once.get_or_init(|| self.in_time(subject, self.at_once(number, subject))).await;
+        if matches!(answer, Answer::NoApi) && (part.has_many || layer.size > LARGE || !self.is_early(&layer.digest)) {
             answer = part.by_tag.get_or_init(|| self.in_time(subject, self.by_tag(number, subject))).await;
         }
         let Answer::Found(found) = answer else { return None };
@@ -259,8 +264,8 @@ impl Attached {
         }
     }
 
-    async fn by_api(&self, number: usize, subject: &Digest) -> Result<Answer> {
-        Ok(match self.repository.referrers_of_api(subject, INDEX_TYPE).await? {
+    async fn at_once(&self, number: usize, subject: &Digest) -> Result<Answer> {
+        Ok(match self.repository.referrers_at_once(subject, INDEX_TYPE).await? {
             Some(referrers) => self.newest(number, referrers).await,
             None => Answer::NoApi,
         })

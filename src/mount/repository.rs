@@ -1,7 +1,7 @@
 //! A repository whose manifests are asked for one by one: the root, others by digest, and what is attached to them.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -19,24 +19,17 @@ use crate::oci::{
     Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Reference, Referrer, RegistryReference,
     referrers_tag, signature_tag,
 };
-use crate::registry::Registry;
+use crate::registry::{List, Listed, Registry};
 
 /// Bytes of a list of referrers that is kept.
 const LONGEST_LIST: u64 = 16 << 20;
+/// Time for which a repository is taken to have no referrers API still.
+const NO_API_FOR: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone)]
 pub struct Repository {
     at: At,
     manifests: Option<Arc<Manifests>>,
-}
-
-/// Where a registry lists what is attached.
-#[derive(Clone, Copy)]
-enum List {
-    Api,
-    /// In place of the API.
-    Tag,
-    Either,
 }
 
 #[derive(Clone)]
@@ -140,14 +133,30 @@ impl Repository {
         Ok(self.listed(subject, artifact_type, List::Either).await?.unwrap_or_default())
     }
 
-    /// With one request. `None`: the registry has no API for it, see [`Self::referrers_of_tag`].
-    pub async fn referrers_of_api(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<Referrer>>> {
-        self.listed(subject, Some(artifact_type), List::Api).await
+    /// With one request. `None`: it was to the API, and there is none; see [`Self::referrers_of_tag`]. Where there was
+    /// none the day before, the tag is asked in its place: what was attached by an API since may be missing.
+    pub async fn referrers_at_once(&self, subject: &Digest, artifact_type: &str) -> Result<Option<Vec<Referrer>>> {
+        let list = if self.had_no_api().await { List::Tag } else { List::Api };
+        self.listed(subject, Some(artifact_type), list).await
     }
 
     /// Of a registry that is known to have no API for it.
     pub async fn referrers_of_tag(&self, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>> {
         Ok(self.listed(subject, Some(artifact_type), List::Tag).await?.unwrap_or_default())
+    }
+
+    async fn had_no_api(&self) -> bool {
+        let (At::Registry(reference, _), Some(manifests)) = (&self.at, &self.manifests) else { return false };
+        let known = manifests.resolution(&no_api_of(reference), SystemTime::now()).await;
+        known.is_some_and(|known| known.age < NO_API_FOR)
+    }
+
+    async fn learn(&self, reference: &RegistryReference, subject: &Digest, has_api: Option<bool>) {
+        let (Some(manifests), Some(has_api)) = (&self.manifests, has_api) else { return };
+        match has_api {
+            true => manifests.forget_resolution(&no_api_of(reference)).await,
+            false => manifests.store_resolution(&no_api_of(reference), subject).await,
+        }
     }
 
     async fn listed(&self, subject: &Digest, artifact_type: Option<&str>, list: List) -> Result<Option<Vec<Referrer>>> {
@@ -158,11 +167,7 @@ impl Repository {
             }
             At::Registry(reference, registry) => {
                 let asked = match registry {
-                    Some(registry) => match list {
-                        List::Api => registry.referrers_of_api(subject).await,
-                        List::Tag => registry.referrers_listed_by_tag(subject).await.map(Some),
-                        List::Either => registry.referrers(subject).await.map(Some),
-                    },
+                    Some(registry) => registry.referrers(subject, list).await,
                     None => {
                         let cause = "offline: what is attached is not known";
                         let error = Error::new(ErrorKind::Unreachable, subject, cause);
@@ -170,8 +175,9 @@ impl Repository {
                     }
                 };
                 match asked {
-                    Ok(None) => return Ok(None),
-                    Ok(Some(referrers)) => {
+                    Ok(Listed { referrers, has_api }) => {
+                        self.learn(reference, subject, has_api).await;
+                        let Some(referrers) = referrers else { return Ok(None) };
                         let referrers = self.correct(subject, referrers).await;
                         self.keep(reference, subject, &referrers).await;
                         referrers
@@ -284,6 +290,11 @@ impl Repository {
 /// What a list of referrers is kept as: no tag that anybody would mount.
 fn list_of(reference: &RegistryReference, subject: &Digest) -> RegistryReference {
     RegistryReference { tag: Some(format!("{}.referrers", referrers_tag(subject))), digest: None, ..reference.clone() }
+}
+
+/// As what it is kept that a repository has no referrers API, with one whose list it was asked for: nothing can have this tag.
+fn no_api_of(reference: &RegistryReference) -> RegistryReference {
+    RegistryReference { tag: Some(".no-referrers-api".into()), digest: None, ..reference.clone() }
 }
 
 /// With the media type that it says, or that its form tells.

@@ -18,21 +18,31 @@ use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
 const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
 
+/// Where to look for what is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum List {
+    /// The API alone, with one request.
+    Api,
+    /// The tag alone that stands in for it.
+    Tag,
+    /// The API, and the tag where there is no API.
+    Either,
+}
+
+/// What is attached.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// `None`: the API was to tell it, and did not.
+    pub referrers: Option<Vec<Referrer>>,
+    /// `None`: it was not asked, or its answer does not tell.
+    pub has_api: Option<bool>,
+}
+
 impl Registry {
     /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not
     /// asked to filter: some compare with the type of the config.
-    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Referrer>> {
-        self.attempts(subject, || self.try_referrers(subject)).await
-    }
-
-    /// Whether the registry itself keeps the list of what is attached; `None` there means that nobody does but a tag.
-    pub async fn referrers_of_api(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>> {
-        self.attempts(subject, || self.listed_referrers(subject)).await
-    }
-
-    /// What the index lists that stands in for the API.
-    pub async fn referrers_listed_by_tag(&self, subject: &Digest) -> Result<Vec<Referrer>> {
-        self.attempts(subject, || self.tagged_referrers(subject)).await
+    pub async fn referrers(&self, subject: &Digest, list: List) -> Result<Listed> {
+        self.attempts(subject, || self.try_referrers(subject, list)).await
     }
 
     /// That index, as it is; `None`: there is none yet.
@@ -58,15 +68,18 @@ impl Registry {
         retry.run(subject.as_str(), &self.back, &self.traffic, attempt).await
     }
 
-    async fn try_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
-        match self.listed_referrers(subject).await? {
-            Some(referrers) => Ok(referrers),
-            None => self.tagged_referrers(subject).await,
+    async fn try_referrers(&self, subject: &Digest, list: List) -> Result<Listed, Failure> {
+        let mut listed = match list {
+            List::Tag => Listed::default(),
+            List::Api | List::Either => self.by_api(subject).await?,
+        };
+        if listed.referrers.is_none() && list != List::Api {
+            listed.referrers = Some(self.by_tag(subject).await?);
         }
+        Ok(listed)
     }
 
-    /// `None`: the registry has no such API.
-    async fn listed_referrers(&self, subject: &Digest) -> Result<Option<Vec<Referrer>>, Failure> {
+    async fn by_api(&self, subject: &Digest) -> Result<Listed, Failure> {
         let (endpoint, object) = (self.origin(), subject.as_str());
         let mut path = format!("referrers/{subject}");
         let (mut referrers, mut room) = (Vec::new(), LONGEST_LIST);
@@ -81,13 +94,12 @@ impl Registry {
             match answer.status() {
                 // Some registries answer any address with a page for people.
                 StatusCode::OK if page > 0 || is_index(&answer) => {}
-                StatusCode::OK
-                | StatusCode::NOT_FOUND
-                | StatusCode::METHOD_NOT_ALLOWED
-                | StatusCode::NOT_IMPLEMENTED
-                    if page == 0 =>
-                {
-                    return Ok(None);
+                StatusCode::OK if page == 0 => return Ok(Listed::default()),
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED if page == 0 => {
+                    let body = body_up_to(answer, LARGEST_MANIFEST, object, &self.traffic).await.unwrap_or_default();
+                    // Some that have the API say so of a repository or a manifest that they do not know.
+                    let is_unknown = String::from_utf8_lossy(&body).contains("_UNKNOWN");
+                    return Ok(Listed { referrers: None, has_api: (!is_unknown).then_some(false) });
                 }
                 _ => return Err(status_failure(object, &answer)),
             }
@@ -95,7 +107,9 @@ impl Registry {
             let bytes = body_up_to(answer, room.min(LARGEST_MANIFEST), object, &self.traffic).await?;
             room = room.saturating_sub(bytes.len() as u64);
             referrers.extend(list(&bytes, object)?);
-            let Some(next) = next else { return Ok(Some(each_once(referrers))) };
+            let Some(next) = next else {
+                return Ok(Listed { referrers: Some(each_once(referrers)), has_api: Some(true) });
+            };
             if next.origin() != from.origin() {
                 let cause = "the list of what is attached goes on at another registry";
                 return Err(Error::new(ErrorKind::Protocol, object, cause).hint("tell the registry's operator").into());
@@ -106,7 +120,7 @@ impl Registry {
         Err(Error::new(ErrorKind::Limit, object, cause).hint("tell the registry's operator").into())
     }
 
-    async fn tagged_referrers(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
+    async fn by_tag(&self, subject: &Digest) -> Result<Vec<Referrer>, Failure> {
         match self.try_tagged(&referrers_tag(subject)).await? {
             Some((_, bytes)) => Ok(each_once(list(&bytes, &referrers_tag(subject))?)),
             None => Ok(Vec::new()),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::media_types;
 use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
-use crate::registry::Registry;
+use crate::registry::{List, Registry};
 
 /// Nobody takes longer from reading a list to writing it back, unless it is this one who does.
 const WATCH: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub async fn list_all_by_tag(
     referrers: &[Referrer],
     timeout: Duration,
 ) -> Result<()> {
-    if registry.referrers_of_api(subject).await?.is_some() {
+    if registry.referrers(subject, List::Api).await?.referrers.is_some() {
         return Ok(());
     }
     let work = write_list(registry, subject, referrers);
