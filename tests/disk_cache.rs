@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -162,10 +162,14 @@ fn a_full_disk_is_done_without() {
         let mounted = data.call().args(["--cache-size", "1GiB", "--cache-min-free", "0B"]).mount();
         data.expect_all(&mounted);
         assert!(mounted.log().contains("nothing is kept on disk"), "{}", mounted.log());
+        mounted.unmount();
         // What was kept before is still used.
         data.registry.reset();
-        forget_all(&mounted, &data);
-        data.expect_all(&mounted);
+        let again = data.mount();
+        data.expect_all(&again);
+        let size = data.tars[0].1.size();
+        let sent = data.registry.blob_bytes();
+        assert!(sent <= size - MIB / 2, "{sent} bytes of {size}\n{}", again.log());
     });
 }
 
@@ -252,6 +256,30 @@ fn a_cache_folder_that_is_read_only_is_read() {
         data.expect_layer(&second, 1);
         assert!(second.log().contains("what is in it is used, and nothing is added"), "{}", second.log());
     });
+}
+
+#[test]
+fn a_process_that_may_open_few_files_keeps_more_blobs_than_that() {
+    let _mounts = MOUNTS.read().unwrap_or_else(PoisonError::into_inner);
+    let (registry, home) = (ScriptedRegistry::start(), Home::new());
+    let blobs: Vec<Vec<u8>> = (0..150).map(|n| noise(n, 1000)).collect();
+    let artifact = blobs.iter().enumerate().fold(Artifact::new(), |artifact, (n, bytes)| {
+        artifact.layer(Some(&format!("{n}.bin")), "application/octet-stream", bytes.clone())
+    });
+    artifact.push(&registry, "pastis", "many");
+    let program = home.path().join("eo-mount-with-few-files");
+    fs::write(&program, format!("#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_eo-mount"))).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    for most in [blobs.len(), blobs.len() / 2] {
+        registry.reset();
+        let mounted = EoMount::new(&program, registry.reference("pastis:many")).home(&home).mount();
+        for (n, bytes) in blobs.iter().enumerate() {
+            assert!(fs::read(mounted.join(format!("{n}.bin"))).unwrap() == *bytes, "{n}");
+        }
+        let requests = registry.blob_requests();
+        assert!(requests <= most && mounted.log().is_empty(), "{requests}\n{}", mounted.log());
+        mounted.unmount();
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::BlobSource;
-use crate::cache::{CHUNK, ChunkCache, LONGEST_ANSWER};
+use crate::cache::{CHUNK, ChunkCache};
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
 use laps::Laps;
@@ -45,6 +45,8 @@ const SMALLEST_STEP: u64 = 128 << 10;
 const LARGEST_STEP: u64 = 1 << 20;
 /// What has read this much in a row has a longer window in longer requests: each costs a registry milliseconds.
 const LONG_RUN: u64 = 64 << 20;
+/// Bytes of the longest answer.
+const LONGEST_ANSWER: u64 = 64 << 20;
 /// Out of a shorter blob nothing comes in long answers: one that ends early costs what sockets hold of it.
 const LONG_BLOB: u64 = 2 * LONGEST_ANSWER;
 const LONG_WINDOW: u64 = 12 << 20;

@@ -236,9 +236,10 @@ impl Members {
         tracing::debug!("layer {}: reading a member of {} bytes once", self.blob.digest, member.packed);
         let packed = Descriptor { size: member.packed, ..self.blob.clone() };
         let side = match &self.folder {
-            Some(folder) => folder.unnamed_file().map(|(file, space)| Side::file(file, space))?,
-            None => Side::memory(self.chunks.reserve(self.chunks.memory() / 64)),
+            Some(folder) => folder.new_side().await.transpose()?,
+            None => None,
         };
+        let side = side.unwrap_or_else(|| Side::memory(self.chunks.reserve(self.chunks.memory() / 64)));
         let mut pass = Pass::of_member(packed.clone(), self.limits, side, (member.crc, member.size))?;
         let mut at = 0;
         while at < member.packed {

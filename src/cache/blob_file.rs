@@ -22,6 +22,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::CHUNK;
@@ -79,14 +80,20 @@ impl BlobFile {
         // Who has the map alone may make it anew or take it away; who uses it shares it.
         for _ in 0..ATTEMPTS {
             let file = Self::new(path, size, open_or_make(path)?, open_or_make(&map_path(path))?);
-            flock(&file.map, FlockOperation::LockShared)?;
-            if file.is_in_place() && file.is_sound()? {
-                file.end_given_up()?;
-                return Ok(file);
-            }
-            let alone = flock(&file.map, FlockOperation::NonBlockingLockExclusive).is_ok();
-            if alone && file.is_in_place() && !file.is_sound()? {
-                file.make_anew()?;
+            match flock(&file.map, FlockOperation::NonBlockingLockShared) {
+                Ok(()) if file.is_in_place() && file.is_sound()? => {
+                    file.end_given_up()?;
+                    return Ok(file);
+                }
+                Ok(()) => {
+                    let alone = flock(&file.map, FlockOperation::NonBlockingLockExclusive).is_ok();
+                    if alone && file.is_in_place() && !file.is_sound()? {
+                        file.make_anew()?;
+                    }
+                }
+                // Being made anew, by somebody who may have been stopped.
+                Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
             }
             std::thread::yield_now();
         }
@@ -180,10 +187,6 @@ impl BlobFile {
     /// as they are.
     pub fn write(&self, first: u64, chunks: &[Bytes]) -> io::Result<()> {
         (first..).zip(chunks).try_for_each(|(chunk, bytes)| self.write_chunk(chunk, bytes))?;
-        // Nobody writes to a blob that is whole, unless two processes fetched the same.
-        if self.is_blob_checked() {
-            self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
-        }
         self.note_use(&(first..first + chunks.len() as u64));
         Ok(())
     }
@@ -193,6 +196,10 @@ impl BlobFile {
         let Some(_locked) = self.lock(&one)? else { return Ok(()) };
         if self.present(one.clone()) == [true] {
             return Ok(());
+        }
+        // Before anything changes: this process may be ended, and others look.
+        if self.read_word(BLOB_CHECKED_AT, How::Waiting)? != 0 {
+            self.write_map(&[0; 8], BLOB_CHECKED_AT)?;
         }
         let generation = self.generation()?;
         self.data.write_all_at(bytes, chunk * CHUNK)?;
@@ -349,6 +356,8 @@ fn checksum_of(bytes: &[u8]) -> u64 {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
     use super::*;
 
     fn blob(chunks: u64) -> (tempfile::TempDir, PathBuf, Vec<Bytes>) {
@@ -420,6 +429,32 @@ mod tests {
         }
         let other_size = BlobFile::open(&path, 2 * CHUNK).unwrap();
         assert_eq!(other_size.present(0..2), [false; 2]);
+    }
+
+    #[test]
+    fn a_process_that_was_stopped_while_it_made_a_blob_is_not_waited_for() {
+        let (_dir, path, chunks) = blob(3);
+        drop(BlobFile::open(&path, size(&chunks)).unwrap());
+        let stopped = open_own(&map_path(&path), &mut OpenOptions::new()).unwrap();
+        flock(&stopped, FlockOperation::LockExclusive).unwrap();
+        assert_eq!(BlobFile::open(&path, size(&chunks)).err().unwrap().kind(), io::ErrorKind::InvalidData);
+        drop(stopped);
+        BlobFile::open(&path, size(&chunks)).unwrap();
+    }
+
+    #[test]
+    fn a_write_that_breaks_off_leaves_no_blob_that_counts_as_checked() {
+        let (_dir, path, chunks) = blob(3);
+        BlobFile::open(&path, size(&chunks)).unwrap().write(0, &chunks[..2]).unwrap();
+        let sealed = memfd_create("sealed", MemfdFlags::ALLOW_SEALING).unwrap();
+        fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
+        let map = File::options().read(true).write(true).open(map_path(&path)).unwrap();
+        let file = BlobFile::new(&path, size(&chunks), sealed.into(), map);
+        file.set_blob_checked(file.generation().unwrap()).unwrap();
+        file.write(0, &chunks[..2]).unwrap();
+        assert!(file.is_blob_checked(), "nothing was written");
+        file.write(2, &chunks[2..]).expect_err("it cannot be written to");
+        assert!(!file.is_blob_checked());
     }
 
     #[test]

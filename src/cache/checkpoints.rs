@@ -11,12 +11,13 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
 
 use super::CacheFolder;
-use super::own_file::{is_at, open_own};
+use super::own_file::{is_at, is_foreign, open_own};
 use super::small_files::{read_up_to, replace};
 use crate::blob::content::{
     Compression, Progress, Side, TRAILER, Table, decode_progress, decode_table, encode_progress, encode_table,
     points_at,
 };
+use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
 
 /// Share of the folder's bound that these files may take, as a divisor; the oldest go first.
@@ -26,17 +27,39 @@ const SHARE: u64 = 4;
 const LARGEST: u64 = 64 << 20;
 
 impl CacheFolder {
+    /// A file for what a pass leaves. `None`: its disk hangs.
+    pub async fn new_side(&self) -> Option<Result<Side>> {
+        self.in_turn(|folder| {
+            folder.unnamed_file().map(|(file, space)| Side::file(file, space, folder.turns().clone()))
+        })
+        .await
+    }
+
     /// What an earlier mount left of this blob. A file that is damaged is removed.
-    pub fn load_checkpoints(&self, blob: &Descriptor) -> Option<(Compression, (Table, Arc<Side>))> {
+    pub async fn load_checkpoints(&self, blob: &Descriptor) -> Option<(Compression, (Table, Arc<Side>))> {
+        let (folder, blob) = (self.clone(), blob.clone());
+        self.turns().reads.run(move || folder.checkpoints_of(&blob)).await.flatten()
+    }
+
+    fn checkpoints_of(&self, blob: &Descriptor) -> Option<(Compression, (Table, Arc<Side>))> {
         let path = self.checkpoints(&blob.digest);
-        let file = File::open(&path).ok()?;
+        let file = match open_own(&path, &mut OpenOptions::new()) {
+            Ok(file) => file,
+            Err(error) => {
+                if is_foreign(&error) {
+                    tracing::warn!("{}: {error}; it is not used", path.display());
+                    let _ = fs::remove_file(&path);
+                }
+                return None;
+            }
+        };
         match read(&file, blob) {
             Ok(Some((compression, table))) => {
                 // The order in which files go.
                 let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
                 let _ =
                     rustix::fs::futimens(&file, &rustix::fs::Timestamps { last_access: now, last_modification: now });
-                Some((compression, (table, Arc::new(Side::stored(file)))))
+                Some((compression, (table, Arc::new(Side::stored(file, self.turns().clone())))))
             }
             Ok(None) => {
                 tracing::warn!("{}: damaged, or of another version; it is made anew", path.display());
@@ -50,40 +73,69 @@ impl CacheFolder {
         }
     }
 
-    /// Keeps a table and its side file for later mounts. Whatever goes wrong costs them a pass, no more.
-    pub fn store_checkpoints(&self, blob: &Descriptor, compression: Compression, table: &Table, side: &Side) {
-        let Some(file) = side.as_file() else { return };
-        match self.store(file, blob, compression, table) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => tracing::info!("layer {}: its checkpoints are not kept: {error}", blob.digest),
-        }
+    /// Keeps a table and its side file for later mounts, in the place of the pass's progress. Whatever goes wrong costs
+    /// them a pass, no more.
+    pub async fn store_checkpoints(&self, blob: &Descriptor, compression: Compression, made: (Table, Arc<Side>)) {
+        let blob = blob.clone();
+        let storing = move |folder: &Self| {
+            let (table, side) = made;
+            let stored = side.as_file().map(|file| folder.store(file, &blob, compression, &table));
+            if let Some(Err(error)) = stored
+                && error.kind() != io::ErrorKind::AlreadyExists
+            {
+                tracing::info!("layer {}: its checkpoints are not kept: {error}", blob.digest);
+            }
+            folder.remove_progress(&blob.digest);
+        };
+        self.in_turn(storing).await;
     }
 
     /// Keeps how far a pass has come, for one that goes on should this process end. Another process's pass over the
     /// same blob is left alone.
-    pub fn store_progress(&self, blob: &Descriptor, compression: Compression, progress: &Progress, side: &Side) {
-        let Some(file) = side.as_file() else { return };
-        let storing = || {
-            let path = self.file("pass", &blob.digest);
-            if progress.side_end > self.limit() / SHARE {
-                return Err(io::Error::other("it would take too much of the cache folder"));
+    pub async fn store_progress(
+        &self,
+        blob: &Descriptor,
+        compression: Compression,
+        progress: Progress,
+        side: Arc<Side>,
+    ) {
+        let digest = blob.digest.clone();
+        let storing = move |folder: &Self| {
+            let Some(file) = side.as_file() else { return };
+            if let Err(error) = folder.try_to_store_progress(&digest, compression, &progress, file) {
+                tracing::debug!("layer {digest}: the progress of its pass is not kept: {error}");
             }
-            if !is_at(file, &path) {
-                flock(file, FlockOperation::NonBlockingLockExclusive)?;
-                self.give_name(file, &path)?;
-            }
-            file.sync_data()?;
-            let bytes = encode_progress(progress, compression, &blob.digest);
-            replace(&self.path().join("indexes/new"), &self.file("progress", &blob.digest), &bytes)
         };
-        if let Err(error) = storing() {
-            tracing::debug!("layer {}: the progress of its pass is not kept: {error}", blob.digest);
+        self.in_turn(storing).await;
+    }
+
+    fn try_to_store_progress(
+        &self,
+        blob: &Digest,
+        compression: Compression,
+        progress: &Progress,
+        file: &File,
+    ) -> io::Result<()> {
+        let path = self.file("pass", blob);
+        if progress.side_end > self.limit() / SHARE {
+            return Err(io::Error::other("it would take too much of the cache folder"));
         }
+        if !is_at(file, &path) {
+            flock(file, FlockOperation::NonBlockingLockExclusive)?;
+            self.give_name(file, &path)?;
+        }
+        file.sync_data()?;
+        let bytes = encode_progress(progress, compression, blob);
+        replace(&self.path().join("indexes/new"), &self.file("progress", blob), &bytes)
     }
 
     /// What an earlier process left of a pass, if it is not at it any more. What is damaged is removed.
-    pub fn load_progress(&self, blob: &Descriptor) -> Option<(Compression, Progress, Side)> {
+    pub async fn load_progress(&self, blob: &Descriptor) -> Option<(Compression, Progress, Side)> {
+        let blob = blob.clone();
+        self.in_turn(move |folder| folder.progress_of(&blob)).await.flatten()
+    }
+
+    fn progress_of(&self, blob: &Descriptor) -> Option<(Compression, Progress, Side)> {
         let path = self.file("pass", &blob.digest);
         let file = open_own(&path, OpenOptions::new().write(true)).ok()?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).ok().filter(|()| is_at(&file, &path))?;
@@ -92,20 +144,24 @@ impl CacheFolder {
         let loaded = found.and_then(|(compression, progress)| {
             let whole = progress.side_end <= file.metadata().ok()?.len();
             whole.then(|| file.set_len(progress.side_end).ok())??;
-            let (_, space) = self.unnamed_file().ok()?;
-            Some((compression, progress, Side::file(file, space)))
+            Some((compression, progress, Side::file(file, self.space(), self.turns().clone())))
         });
         if loaded.is_none() {
             tracing::warn!("{}: damaged, or of another version; the layer is read from its start", path.display());
-            self.drop_progress(blob);
+            self.remove_progress(&blob.digest);
         }
         loaded
     }
 
-    /// The pass is through, or what was kept of it is of no use.
-    pub fn drop_progress(&self, blob: &Descriptor) {
+    /// What was kept of the pass is of no use.
+    pub async fn drop_progress(&self, blob: &Descriptor) {
+        let digest = blob.digest.clone();
+        self.in_turn(move |folder| folder.remove_progress(&digest)).await;
+    }
+
+    fn remove_progress(&self, blob: &Digest) {
         for kind in ["progress", "pass"] {
-            let _ = fs::remove_file(self.file(kind, &blob.digest));
+            let _ = fs::remove_file(self.file(kind, blob));
         }
     }
 
@@ -169,7 +225,28 @@ fn make_room(folder: &Path, limit: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode, mknodat, symlinkat};
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_others_have_put_in_the_place_of_a_table_is_not_waited_for_nor_followed_and_gives_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = CacheFolder::open(dir.path(), None).unwrap();
+        let digest = Digest::sha256_of(b"x");
+        let blob = Descriptor { digest, size: 1, media_type: String::new(), annotations: Default::default() };
+        let path = folder.checkpoints(&blob.digest);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let put: [&dyn Fn(); 2] = [&|| mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap(), &|| {
+            symlinkat("/dev/zero", CWD, &path).unwrap()
+        }];
+        for put in put {
+            put();
+            assert!(folder.load_checkpoints(&blob).await.is_none());
+            assert!(fs::symlink_metadata(&path).is_err());
+            assert!(!folder.turns().reads.is_busy());
+        }
+    }
 
     #[test]
     fn the_oldest_files_go_first() {

@@ -25,7 +25,6 @@ use super::disk::DiskCache;
 use crate::blob::BlobSource;
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
-pub use answers::LONGEST_ANSWER;
 use memory::Chunks;
 pub use memory::MemoryReservation;
 use on_disk::OnDisk;
@@ -195,7 +194,6 @@ impl ChunkCache {
         if range.start >= range.end || self.shared.must_be_checked_at_once(blob) {
             return;
         }
-        let until = until.map(|until| range.start.saturating_add(LONGEST_ANSWER).min(until).max(range.end));
         let looked_at = range.start..until.unwrap_or(range.end);
         if let Some(on_disk) = self.shared.on_disk_at_once(blob, &looked_at) {
             return self.shared.fetch_ahead(blob, &range, until, &on_disk);

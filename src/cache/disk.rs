@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::Semaphore;
 
 use super::blob_file::{BlobFile, GROUP, LARGEST};
@@ -17,8 +19,11 @@ use super::own_file::is_read_only;
 use super::turns::{FolderTurns, Turns};
 use crate::oci::{Descriptor, Digest};
 
-/// Blobs held open at once, two files each: a process may have 1,024 (`ulimit -n`), connections included.
-const OPEN_BLOBS: usize = 128;
+/// Blobs held open at once, two files each, and a quarter of those that a process may have (`ulimit -n`, usually 1,024),
+/// connections included.
+const OPEN_BLOBS: u64 = 128;
+/// Bytes of them all: for each MiB of an open one three bytes are held in memory.
+const OPEN_BYTES: u64 = 4 << 40;
 /// Of the limit: what may be written between two looks at what is used. Eight processes that write at once stay below
 /// the limit together, because eviction begins a quarter before it, and a process writes twice this much at most while
 /// somebody evicts.
@@ -164,9 +169,13 @@ impl DiskCache {
 
     fn hold_open(&self, digest: &Digest, file: BlobFile) -> Arc<BlobFile> {
         let file = Arc::new(file);
+        let most = getrlimit(Resource::Nofile).current.map_or(OPEN_BLOBS, |files| (files / 8).clamp(1, OPEN_BLOBS));
         let mut open = self.open();
         open.put(digest.clone(), Arc::clone(&file));
-        let last = (open.len() > OPEN_BLOBS).then(|| open.pop_lru());
+        let mut last = Vec::new();
+        while open.len() as u64 > most || open.len() > 1 && bytes_of(&open) > OPEN_BYTES {
+            last.extend(open.pop_lru());
+        }
         drop(open);
         // Closing is a call to the disk, too.
         drop(last);
@@ -227,6 +236,11 @@ impl DiskCache {
 
     /// The disk is full, read-only or gone: the mount goes on without writing to it, and tries again later.
     fn rest(&self, error: &io::Error) {
+        if Errno::from_io_error(error) == Some(Errno::MFILE) {
+            // The disk has nothing to do with it: what is held open makes room.
+            let all = std::mem::replace(&mut *self.open(), LruCache::unbounded());
+            return drop(all);
+        }
         let mut resting = self.resting();
         let now = Instant::now();
         if resting.is_none_or(|until| until <= now) {
@@ -299,6 +313,10 @@ impl DiskCache {
             }
         }
     }
+}
+
+fn bytes_of(open: &LruCache<Digest, Arc<BlobFile>>) -> u64 {
+    open.iter().map(|(_, file)| file.size()).fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -462,7 +480,18 @@ mod tests {
         }
         cache.write(&descriptor(1, 1), 0, &[Bytes::from(vec![7; CHUNK as usize])]);
         let now = open_files();
-        assert!(now < before + 2 * OPEN_BLOBS + 100, "{before} then {now}");
+        assert!(now < before + 2 * OPEN_BLOBS as usize + 100, "{before} then {now}");
+    }
+
+    #[test]
+    fn few_blobs_of_a_terabyte_are_held_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = DiskCache::new(dir.path().to_owned(), 1 << 30, 0, Arc::default());
+        for n in 0..20 {
+            assert!(cache.blob(&descriptor(n, LARGEST / CHUNK)).is_some());
+            assert!(bytes_of(&cache.open()) <= OPEN_BYTES);
+        }
+        assert_eq!(cache.open().len(), 4);
     }
 
     #[test]

@@ -10,14 +10,12 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::disk::DiskCache;
-use super::own_file::is_read_only;
-use super::turns::FolderTurns;
+use super::own_file::{is_full, is_read_only};
+use super::turns::{FolderTurns, WAKING};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes; or a tenth of the file system, whichever is smaller: how much the folder holds if nobody says otherwise.
 const USUAL: u64 = 10 << 30;
-/// A disk that sleeps wakes in this time.
-const WAKING: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub struct CacheFolder {
@@ -50,31 +48,34 @@ impl CacheFolder {
         Ok(Self { path: path.to_owned(), limit, used: Arc::default(), turns: FolderTurns::new(path) })
     }
 
-    /// The same for who does without it if it cannot be used, or its disk does not answer within `patience`; the log
-    /// says so.
+    /// The same of a disk that may hang: an error if it does not answer within `patience`.
+    pub async fn open_within(path: &Path, limit: Option<u64>, turns: &FolderTurns, patience: Duration) -> Result<Self> {
+        let (folder, own) = (path.to_owned(), turns.clone());
+        let open = move || Self::open(&folder, limit).map(|folder| Self { turns: own, ..folder });
+        turns.reads.run_within(patience.min(WAKING), open).await.unwrap_or_else(|| {
+            let error = Error::new(ErrorKind::TimedOut, path.display(), "the disk of the cache folder does not answer");
+            Err(error.hint("choose another with --cache-dir"))
+        })
+    }
+
+    /// The same for who does without it if it cannot be used; the log says so.
     pub async fn open_if_usable(
         path: &Path,
         limit: Option<u64>,
         turns: &FolderTurns,
         patience: Duration,
     ) -> Option<Self> {
-        let (folder, own) = (path.to_owned(), turns.clone());
-        let open = move || Self::open(&folder, limit).map(|folder| Self { turns: own, ..folder });
-        match turns.reads.run_within(patience.min(WAKING), open).await {
-            Some(opened) => {
-                opened.inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk")).ok()
-            }
-            None => {
-                tracing::warn!("{}: the disk does not answer; going on without a cache on disk", path.display());
-                None
-            }
-        }
+        let opened = Self::open_within(path, limit, turns, patience).await;
+        opened.inspect_err(|error| tracing::warn!("{error}; going on without a cache on disk")).ok()
     }
 
-    /// Whether its disk does.
-    pub async fn answers(&self) -> bool {
-        let path = self.path.clone();
-        self.turns.reads.run(move || path.exists()).await.is_some()
+    /// What a call that writes there gives, which takes its time. `None`: too long, the disk hangs.
+    pub(super) async fn in_turn<T: Send + 'static>(&self, call: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
+        let folder = self.clone();
+        if self.turns.reads.hangs() {
+            return None;
+        }
+        self.turns.writes.run_within(WAKING, move || call(&folder)).await
     }
 
     pub fn turns(&self) -> &FolderTurns {
@@ -91,7 +92,8 @@ impl CacheFolder {
     fn disk_cache_if_holes(&self, min_free: u64) -> Option<DiskCache> {
         match self.holds_holes() {
             Ok(true) => {}
-            Err(error) if is_read_only(&error) => {}
+            // What is there is still good to read.
+            Err(error) if is_read_only(&error) || is_full(&error) => {}
             result => {
                 let why = result.err().map_or_else(String::new, |error| format!(" ({error})"));
                 let folder = self.path.display();
@@ -130,13 +132,13 @@ impl CacheFolder {
             Error::new(ErrorKind::Io, self.path.display(), format!("cannot write in the cache folder: {error}"))
                 .hint("make it writable again, or choose another with --cache-dir")
         })?;
-        let space = Reservation {
-            folder: self.path.display().to_string(),
-            limit: self.limit,
-            used: Arc::clone(&self.used),
-            bytes: 0,
-        };
-        Ok((file, space))
+        Ok((file, self.space()))
+    }
+
+    /// Nothing so far.
+    pub(super) fn space(&self) -> Reservation {
+        let folder = self.path.display().to_string();
+        Reservation { folder, limit: self.limit, used: Arc::clone(&self.used), bytes: 0 }
     }
 }
 

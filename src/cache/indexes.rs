@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::task::spawn_blocking;
 
-use super::small_files::{clean, read_in_turns, replace};
+use super::small_files::{STALE, clean, read_in_turns, replace};
 use super::turns::FolderTurns;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{CodecError, Content, LayerIndex, Limits, decode, encode};
@@ -74,7 +74,7 @@ impl Indexes {
     /// Removes what killed processes left behind, some time.
     pub fn clean(&self, now: SystemTime) {
         let new = self.path.join("new");
-        self.turns.writes.begin_if_free(move || clean(&new, now));
+        self.turns.writes.begin_if_free(move || clean(&new, STALE, now));
     }
 
     /// Digests are hex: no part of a path can hide in one.
@@ -88,7 +88,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::cache::small_files::STALE;
     use crate::index::LayerIndexBuilder;
 
     fn blob() -> Descriptor {
@@ -139,10 +138,10 @@ mod tests {
         let left = folder.path().join("indexes/new/.tmp");
         fs::write(&left, b"half").unwrap();
         let new = indexes.path.join("new");
-        clean(&new, SystemTime::now());
+        clean(&new, STALE, SystemTime::now());
         assert!(left.exists(), "somebody may be writing to it");
-        clean(&new, SystemTime::now() + STALE * 2);
+        clean(&new, STALE, SystemTime::now() + STALE * 2);
         assert!(!left.exists());
-        clean(&folder.path().join("nowhere"), SystemTime::now());
+        clean(&folder.path().join("nowhere"), STALE, SystemTime::now());
     }
 }

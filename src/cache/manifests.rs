@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::small_files::{clean, read_in_turns, replace};
+use super::small_files::{STALE, clean, read_in_turns, replace};
 use super::turns::FolderTurns;
 use crate::oci::{Digest, RegistryReference};
 
@@ -80,7 +80,7 @@ impl Manifests {
     /// Removes what killed processes left behind, some time.
     pub fn clean(&self, now: SystemTime) {
         let new = self.path.join("new");
-        self.turns.writes.begin_if_free(move || clean(&new, now));
+        self.turns.writes.begin_if_free(move || clean(&new, STALE, now));
     }
 
     async fn read(&self, file: &Path, limit: u64) -> Option<(Vec<u8>, SystemTime)> {

@@ -19,7 +19,7 @@ mod turns;
 mod upkeep;
 mod uploads;
 
-pub use chunks::{ChunkCache, LONGEST_ANSWER, LONGEST_RUN, MemoryReservation};
+pub use chunks::{ChunkCache, LONGEST_RUN, MemoryReservation};
 pub use counters::{Ahead, Counters, Served};
 pub use disk::DiskCache;
 pub use folder::{CacheFolder, Reservation};

@@ -26,7 +26,7 @@ pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 /// What is no file of our own gives way to one, unless it is a folder.
 pub fn open_or_make(path: &Path) -> io::Result<File> {
     match open_own(path, OpenOptions::new().write(true).create(true).truncate(false)) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData || is(&error, &NO_FILE) => {
+        Err(error) if is_foreign(&error) => {
             fs::remove_file(path)?;
             open_own(path, OpenOptions::new().write(true).create_new(true))
         }
@@ -35,6 +35,11 @@ pub fn open_or_make(path: &Path) -> io::Result<File> {
         }
         other => other,
     }
+}
+
+/// Whether [`open_own`] has found something else.
+pub fn is_foreign(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData || is(error, &NO_FILE)
 }
 
 /// Whether an open file still is what is at this path.
@@ -46,6 +51,10 @@ pub fn is_at(file: &File, path: &Path) -> bool {
 /// Whether what could not be written may still be read.
 pub fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn is(error: &io::Error, any: &[Errno]) -> bool {

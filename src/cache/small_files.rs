@@ -34,11 +34,11 @@ pub fn replace(new: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what killed processes left behind.
-pub fn clean(new: &Path, now: SystemTime) {
-    for left in fs::read_dir(new).into_iter().flatten().flatten() {
+/// Removes what is older: what killed processes left behind.
+pub fn clean(folder: &Path, stale: Duration, now: SystemTime) {
+    for left in fs::read_dir(folder).into_iter().flatten().flatten() {
         let modified = left.metadata().and_then(|metadata| metadata.modified());
-        if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > STALE)) {
+        if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > stale)) {
             let _ = fs::remove_file(left.path());
         }
     }

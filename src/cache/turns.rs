@@ -2,7 +2,7 @@
 //! many are begun, and none while those under way do not end. Whoever waits for one goes on without it after a while.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -18,6 +18,9 @@ const READ_PATIENCE: Duration = Duration::from_secs(1);
 const WRITES: usize = 4;
 /// Longer: making room is one call, and so is what a memory card takes.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A disk that sleeps wakes in this time: for whoever has nothing to go on with.
+pub const WAKING: Duration = Duration::from_secs(10);
 
 /// Those of the disk of a cache folder, for whatever is kept there.
 #[derive(Clone)]
@@ -90,6 +93,20 @@ impl Turns {
         timeout(patience, under_way).await.ok()?.ok()
     }
 
+    /// Gives what the call gives, to a thread that may wait: not to one of the runtime's. `None`: the disk would have to be
+    /// waited for longer than one that sleeps.
+    pub fn wait_for<T: Send + 'static>(self: &Arc<Self>, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let patience = WAKING.checked_sub(self.silence())?;
+        let (done, ended) = mpsc::channel();
+        let turns = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Some(turn) = turns.turn_at_last().await {
+                turn.spend(move || drop(done.send(call())));
+            }
+        });
+        ended.recv_timeout(patience).ok()
+    }
+
     /// Begins a call that nobody waits for, if there is a turn.
     pub fn begin_if_free(self: &Arc<Self>, call: impl FnOnce() + Send + 'static) {
         if !self.hangs()
@@ -131,6 +148,11 @@ impl Turns {
         }
     }
 
+    #[cfg(test)]
+    pub fn is_busy(&self) -> bool {
+        self.state().under_way > 0
+    }
+
     async fn turn(self: &Arc<Self>) -> Option<Turn> {
         while !self.hangs() {
             if let Ok(permit) = timeout(self.patience, Arc::clone(&self.permits).acquire_owned()).await {
@@ -155,11 +177,16 @@ impl Turns {
         Turn { turns: Arc::clone(self), _permit: permit }
     }
 
-    /// Whether no call has ended for too long.
+    /// For how long no call has ended.
+    fn silence(&self) -> Duration {
+        let state = self.state();
+        if state.under_way > 0 { state.since.elapsed() } else { Duration::ZERO }
+    }
+
+    /// Whether that is too long.
     pub fn hangs(&self) -> bool {
-        let mut state = self.state();
-        let hangs = state.under_way > 0 && state.since.elapsed() >= self.patience;
-        if hangs && !std::mem::replace(&mut state.told, true) {
+        let hangs = self.silence() >= self.patience;
+        if hangs && !std::mem::replace(&mut self.state().told, true) {
             tracing::warn!("{}: the disk does not answer; going on without it until it does", self.name);
         }
         hangs

@@ -166,8 +166,11 @@ impl Upkeep {
         let Ok(file) = BlobFile::open_existing(&blob.path) else { return Ok(checked) };
         let generation = file.generation()?;
         let mut whole = Some(blob.digest.hasher());
-        let chunks = blob.size.div_ceil(CHUNK);
-        for chunk in 0..chunks {
+        for (chunk, here) in file.groups().flat_map(|group| group.clone().zip(file.present(group))) {
+            if !here {
+                whole = None;
+                continue;
+            }
             match file.check(chunk * CHUNK..((chunk + 1) * CHUNK).min(blob.size)) {
                 Ok(bytes) => {
                     checked.chunks += 1;

@@ -8,13 +8,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::folder::make_private;
 use super::own_file::{is_at, open_or_make};
-use super::small_files::read_up_to;
+use super::small_files::{clean, read_in_turns};
+use super::turns::FolderTurns;
 use crate::oci::{Digest, RegistryReference};
 
 /// Bytes: addresses with signatures have some thousand.
@@ -22,46 +24,44 @@ const LONGEST: u64 = 32 << 10;
 /// Registries forget an upload after a week (distribution, "uploadpurging").
 const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The folder `uploads` of a cache folder. Nothing in it is ever an error: an upload then begins at its start.
-#[derive(Debug)]
+/// The folder `uploads` of a cache folder. Nothing in it is ever an error, nor a disk that hangs: an upload then begins at
+/// its start.
 pub struct Uploads {
     path: PathBuf,
+    turns: FolderTurns,
 }
 
-/// The place of one upload. Blocks on the file system, as all of this does.
-#[derive(Debug)]
+/// The place of one upload.
 pub struct KeptUpload {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     name: String,
+    turns: FolderTurns,
 }
 
 impl Uploads {
-    /// Removes what registries have forgotten.
+    /// Removes what registries have forgotten, some time.
     pub fn new(cache: &Path, now: SystemTime) -> Self {
-        let path = cache.join("uploads");
-        for left in fs::read_dir(&path).into_iter().flatten().flatten() {
-            let modified = left.metadata().and_then(|metadata| metadata.modified());
-            if modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age > STALE)) {
-                let _ = fs::remove_file(left.path());
-            }
-        }
-        Self { path }
+        let (path, turns) = (cache.join("uploads"), FolderTurns::new(cache));
+        let old = path.clone();
+        turns.writes.begin_if_free(move || clean(&old, STALE, now));
+        Self { path, turns }
     }
 
     /// `None`: another process uploads the same, or there is no place to write in.
-    pub fn of(&self, repository: &RegistryReference, blob: &Digest) -> Option<KeptUpload> {
+    pub async fn of(&self, repository: &RegistryReference, blob: &Digest) -> Option<KeptUpload> {
         let name = format!("{}/{}@{blob}", repository.registry, repository.repository);
         let path = self.path.join(Digest::sha256_of(name.as_bytes()).hex());
-        let open = || {
-            make_private(&self.path)?;
-            let file = open_or_make(&path)?;
+        let (folder, at) = (self.path.clone(), path.clone());
+        let open = move || {
+            make_private(&folder)?;
+            let file = open_or_make(&at)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             // Whoever had the lock may have removed it.
-            if is_at(&file, &path) { Ok(file) } else { Err(io::Error::other("somebody else has just finished it")) }
+            if is_at(&file, &at) { Ok(file) } else { Err(io::Error::other("somebody else has just finished it")) }
         };
-        match open() {
-            Ok(file) => Some(KeptUpload { file, path, name }),
+        match self.turns.write(open).await? {
+            Ok(file) => Some(KeptUpload { file: Arc::new(file), path, name, turns: self.turns.clone() }),
             Err(error) => {
                 tracing::debug!("{}: {error}; this upload will not be gone on with", path.display());
                 None
@@ -72,24 +72,28 @@ impl Uploads {
 
 impl KeptUpload {
     /// The session's address.
-    pub fn load(&self) -> Option<String> {
-        let (bytes, _) = read_up_to(&self.path, LONGEST).ok()??;
+    pub async fn load(&self) -> Option<String> {
+        let (bytes, _) = read_in_turns(&self.turns.reads, self.path.clone(), LONGEST).await.ok()??;
         let line = std::str::from_utf8(&bytes).ok()?.strip_suffix('\n')?;
         let (name, address) = line.split_once(' ')?;
         (name == self.name).then(|| address.to_owned())
     }
 
-    pub fn store(&self, address: &str) {
+    pub async fn store(&self, address: &str) {
         let line = format!("{} {address}\n", self.name);
-        let written = self.file.set_len(0).and_then(|()| self.file.write_all_at(line.as_bytes(), 0));
-        if let Err(error) = written {
-            tracing::debug!("{}: not kept: {error}", self.path.display());
-        }
+        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        let write = move || {
+            if let Err(error) = file.set_len(0).and_then(|()| file.write_all_at(line.as_bytes(), 0)) {
+                tracing::debug!("{}: not kept: {error}", path.display());
+            }
+        };
+        self.turns.write(write).await;
     }
 
     /// There is nothing to go on with.
-    pub fn remove(&self) {
-        let _ = fs::remove_file(&self.path);
+    pub async fn remove(&self) {
+        let path = self.path.clone();
+        self.turns.write(move || fs::remove_file(path)).await;
     }
 }
 
@@ -107,36 +111,40 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_upload_is_found_again_by_its_repository_and_digest_and_one_at_a_time_has_it() {
+    #[tokio::test]
+    async fn an_upload_is_found_again_by_its_repository_and_digest_and_one_at_a_time_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::new(dir.path(), SystemTime::now());
         let (first, second) = (Digest::sha256_of(b"1"), Digest::sha256_of(b"2"));
-        let kept = uploads.of(&repository(), &first).unwrap();
-        assert_eq!(kept.load(), None);
-        kept.store("http://localhost:5000/v2/x/blobs/uploads/long?_state=secret");
-        kept.store("http://localhost:5000/short");
-        assert_eq!(kept.load().unwrap(), "http://localhost:5000/short");
+        let kept = uploads.of(&repository(), &first).await.unwrap();
+        assert_eq!(kept.load().await, None);
+        kept.store("http://localhost:5000/v2/x/blobs/uploads/long?_state=secret").await;
+        kept.store("http://localhost:5000/short").await;
+        assert_eq!(kept.load().await.unwrap(), "http://localhost:5000/short");
         assert_eq!(fs::metadata(&kept.path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(uploads.of(&repository(), &first).is_none());
-        assert!(uploads.of(&repository(), &second).unwrap().load().is_none());
+        assert!(uploads.of(&repository(), &first).await.is_none());
+        assert!(uploads.of(&repository(), &second).await.unwrap().load().await.is_none());
         drop(kept);
-        let kept = uploads.of(&repository(), &first).unwrap();
-        assert_eq!(kept.load().unwrap(), "http://localhost:5000/short");
-        kept.remove();
+        let kept = uploads.of(&repository(), &first).await.unwrap();
+        assert_eq!(kept.load().await.unwrap(), "http://localhost:5000/short");
+        kept.remove().await;
         drop(kept);
-        assert_eq!(uploads.of(&repository(), &first).unwrap().load(), None);
+        assert_eq!(uploads.of(&repository(), &first).await.unwrap().load().await, None);
     }
 
-    #[test]
-    fn what_registries_have_forgotten_is_removed() {
+    #[tokio::test]
+    async fn what_registries_have_forgotten_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         let digest = Digest::sha256_of(b"1");
-        Uploads::new(dir.path(), now).of(&repository(), &digest).unwrap().store("x");
-        Uploads::new(dir.path(), now + STALE / 2);
-        assert_eq!(fs::read_dir(dir.path().join("uploads")).unwrap().count(), 1);
-        Uploads::new(dir.path(), now + STALE * 2);
-        assert_eq!(fs::read_dir(dir.path().join("uploads")).unwrap().count(), 0);
+        Uploads::new(dir.path(), now).of(&repository(), &digest).await.unwrap().store("x").await;
+        for (age, left) in [(STALE / 2, 1), (STALE * 2, 0)] {
+            // One call at a time: the second is begun when the first has ended.
+            let uploads = Uploads::new(dir.path(), now + age);
+            while uploads.turns.writes.is_busy() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(fs::read_dir(dir.path().join("uploads")).unwrap().count(), left);
+        }
     }
 }

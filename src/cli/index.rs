@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 use super::attach;
 use super::common::Common;
 use super::failure::Failure;
-use crate::cache::CacheFolder;
+use crate::cache::{CacheFolder, FolderTurns};
 use crate::error::{Error, ErrorKind};
 use crate::mount::{Archive, Attachment, INDEX_TYPE, Mount, Options};
 use crate::transfer::push::{FileLayer, Files};
@@ -82,7 +82,8 @@ impl Command {
             let error = Error::new(ErrorKind::Usage, "index", "there is no cache folder to keep an index in");
             return Err(Failure::usage(&error.hint("give one with --cache-dir, or set HOME")));
         };
-        CacheFolder::open(folder, None).map_err(|error| Failure::usage(&error))?;
+        let usable = CacheFolder::open_within(folder, None, &FolderTurns::new(folder), options.timeout).await;
+        usable.map_err(|error| Failure::usage(&error))?;
         let mount = Mount::open(&self.reference, options.clone()).await.map_err(|error| Failure::artifact(&error))?;
         let layers = self.chosen(&mount).map_err(|error| Failure::artifact(&error))?;
         let count = layers.len();

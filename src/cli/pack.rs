@@ -19,7 +19,7 @@ use super::failure::Failure;
 use super::interrupt::until_signal;
 use super::progress;
 use super::push::moved_in;
-use crate::cache::{CacheFolder, Uploads};
+use crate::cache::{CacheFolder, FolderTurns, Uploads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{self, Mount};
 use crate::oci::{LayoutReference, Reference, RegistryReference};
@@ -274,7 +274,12 @@ async fn place(
         stop: Arc::clone(stop),
         timeout: options.timeout,
     };
-    let folder = cache_dir.map(|path| CacheFolder::open(path, options.cache_size)).transpose()?;
+    let folder = match cache_dir {
+        Some(path) => {
+            Some(CacheFolder::open_within(path, options.cache_size, &FolderTurns::new(path), options.timeout).await?)
+        }
+        None => None,
+    };
     let sender = Sender { push, folder, runtime: Handle::current(), moved: Arc::clone(moved) };
     Ok(Out::Registry(Box::new(sender)))
 }

@@ -75,20 +75,10 @@ pub async fn unpack(
     let _turn = sources.passes.acquire().await;
     let mut work = match unfinished.take() {
         Some(Unfinished(work)) => work,
-        None => {
-            // Where its disk hangs, as without one.
-            let folder = match sources.folder.clone() {
-                Some(folder) => folder.answers().await.then_some(folder),
-                None => None,
-            };
-            let (blob, sources) = (layer.clone(), Arc::clone(sources));
-            let begin = move || {
-                let left =
-                    folder.as_ref().and_then(|folder| Work::left_by_another(&blob, compression, &sources, folder));
-                left.map_or_else(|| Work::new(&blob, compression, &sources, folder), Ok)
-            };
-            Box::new(blocking(layer, begin).await?)
-        }
+        None => match Work::left_by_another(layer, compression, sources).await {
+            Some(work) => Box::new(work),
+            None => Box::new(Work::new(layer, compression, sources).await?),
+        },
     };
     let pieces = (work.pass.position()..layer.size).step_by(PIECE as usize);
     let mut pieces = stream::iter(pieces.map(|start| start..start.saturating_add(PIECE).min(layer.size)))
@@ -103,25 +93,16 @@ pub async fn unpack(
                 return Err(error);
             }
         };
-        work = blocking(layer, move || {
-            work.feed(&bytes)?;
-            Ok(work)
-        })
-        .await?;
+        let folder = work.folder.clone();
+        let feed = move || work.pass.feed(&bytes, &mut work.indexer).map(|()| work);
+        work = or_drop_progress(layer, folder, blocking(layer, feed).await).await?;
+        work.keep_progress(layer).await;
     }
-    let blob = layer.clone();
-    let finish = move || {
-        let Work { pass, indexer, folder, .. } = *work;
-        let made = pass.finish();
-        if let Some(folder) = folder {
-            if let Ok((table, side)) = &made {
-                folder.store_checkpoints(&blob, compression, table, side);
-            }
-            folder.drop_progress(&blob);
-        }
-        Ok((made?, indexer))
-    };
-    let (made, indexer) = blocking(layer, finish).await?;
+    let Work { pass, indexer, folder, .. } = *work;
+    let made = or_drop_progress(layer, folder.clone(), blocking(layer, move || pass.finish()).await).await?;
+    if let Some(folder) = folder {
+        folder.store_checkpoints(layer, compression, made.clone()).await;
+    }
     let size = made.0.content;
     let Streamed { index, trailing } = indexer.indexer.finish(size).map_err(|error| error.on(&layer.digest))?;
     let index = index.with_trailing(trailing);
@@ -161,10 +142,8 @@ async fn known(layer: &Descriptor, compression: Compression, sources: &Sources) 
 
 /// A blob that an earlier mount has passed over.
 async fn kept(layer: &Descriptor, sources: &Sources) -> Result<Option<Content>> {
-    let Some(folder) = sources.folder.clone() else { return Ok(None) };
-    let (blob, turns) = (layer.clone(), folder.turns().clone());
-    let made = turns.reads.run(move || folder.load_checkpoints(&blob)).await.flatten();
-    Ok(made.map(|(compression, made)| {
+    let Some(folder) = &sources.folder else { return Ok(None) };
+    Ok(folder.load_checkpoints(layer).await.map(|(compression, made)| {
         Content::new(sources.chunks.clone(), layer.clone(), compression, sources.content_limits, made)
     }))
 }
@@ -196,12 +175,7 @@ async fn index_known(layer: &Descriptor, content: Content, sources: &Arc<Sources
 }
 
 impl Work {
-    fn new(
-        layer: &Descriptor,
-        compression: Compression,
-        sources: &Sources,
-        folder: Option<Arc<CacheFolder>>,
-    ) -> Result<Self> {
+    async fn new(layer: &Descriptor, compression: Compression, sources: &Sources) -> Result<Self> {
         if layer.size > LARGE {
             let bytes = layer.size;
             tracing::warn!(
@@ -209,10 +183,16 @@ impl Work {
                 layer.digest
             );
         }
+        let mut folder = sources.folder.clone();
         let side = match &folder {
-            Some(folder) => folder.unnamed_file().map(|(file, space)| Side::file(file, space))?,
-            None => Side::memory(sources.chunks.reserve(sources.chunks.memory() / 16)),
+            Some(folder) => folder.new_side().await.transpose()?,
+            None => None,
         };
+        let side = side.unwrap_or_else(|| {
+            // Where its disk hangs, as without one.
+            folder = None;
+            Side::memory(sources.chunks.reserve(sources.chunks.memory() / 16))
+        });
         let limits: ContentLimits = sources.content_limits;
         Ok(Self {
             pass: Pass::new(layer.clone(), compression, limits, side)?,
@@ -224,46 +204,52 @@ impl Work {
     }
 
     /// What a process that was killed has left.
-    fn left_by_another(
-        layer: &Descriptor,
-        compression: Compression,
-        sources: &Sources,
-        folder: &Arc<CacheFolder>,
-    ) -> Option<Self> {
-        let (found, progress, side) = folder.load_progress(layer)?;
-        let mut indexer = Indexing::new(layer, sources, true);
-        let replayed = Pass::read_notes(&side, &progress.notes)
-            .try_for_each(|notes| notes.ok().and_then(|notes| indexer.indexer.replay(&notes)));
-        let pass = Pass::resume(layer.clone(), found, sources.content_limits, side, progress);
-        match (replayed, pass) {
-            (Some(()), Ok(pass)) if found == compression => {
-                let kept = pass.position();
-                tracing::info!("layer {}: reading it goes on at byte {kept} of {}", layer.digest, layer.size);
-                Some(Self { pass, indexer, compression, folder: Some(Arc::clone(folder)), kept })
+    async fn left_by_another(layer: &Descriptor, compression: Compression, sources: &Arc<Sources>) -> Option<Self> {
+        let folder = sources.folder.clone()?;
+        let (found, progress, side) = folder.load_progress(layer).await?;
+        let (blob, of, own) = (layer.clone(), Arc::clone(sources), Arc::clone(&folder));
+        let go_on = move || {
+            let mut indexer = Indexing::new(&blob, &of, true);
+            let replayed = Pass::read_notes(&side, &progress.notes)
+                .try_for_each(|notes| notes.ok().and_then(|notes| indexer.indexer.replay(&notes)));
+            let pass = Pass::resume(blob, found, of.content_limits, side, progress)?;
+            let kept = pass.position();
+            let is_left = replayed.is_some() && found == compression;
+            Ok(is_left.then_some(Self { pass, indexer, compression, folder: Some(own), kept }))
+        };
+        match blocking(layer, go_on).await {
+            Ok(Some(work)) => {
+                tracing::info!("layer {}: reading it goes on at byte {} of {}", layer.digest, work.kept, layer.size);
+                Some(work)
             }
             _ => {
-                folder.drop_progress(layer);
+                folder.drop_progress(layer).await;
                 None
             }
         }
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> Result<()> {
-        let fed = self.pass.feed(bytes, &mut self.indexer);
-        let Some(folder) = &self.folder else { return fed };
-        match &fed {
-            // Another time it would fail there again, whatever was wrong.
-            Err(_) => folder.drop_progress(self.pass.blob()),
-            Ok(()) if self.pass.position() >= self.kept.saturating_add(KEEP) => {
-                if let Some(progress) = self.pass.progress() {
-                    folder.store_progress(self.pass.blob(), self.compression, &progress, self.pass.side());
-                }
-                self.kept = self.pass.position();
-            }
-            Ok(()) => {}
+    async fn keep_progress(&mut self, layer: &Descriptor) {
+        let Some(folder) = self.folder.clone() else { return };
+        if self.pass.position() < self.kept.saturating_add(KEEP) {
+            return;
         }
-        fed
+        self.kept = self.pass.position();
+        if let Some(progress) = self.pass.progress() {
+            let side = Arc::clone(self.pass.side());
+            folder.store_progress(layer, self.compression, progress, side).await;
+        }
     }
+}
+
+/// Another time a pass would fail there again, whatever was wrong.
+async fn or_drop_progress<T>(layer: &Descriptor, folder: Option<Arc<CacheFolder>>, done: Result<T>) -> Result<T> {
+    if done.is_err()
+        && let Some(folder) = folder
+    {
+        folder.drop_progress(layer).await;
+    }
+    done
 }
 
 impl Indexing {

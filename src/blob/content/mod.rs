@@ -221,6 +221,7 @@ impl Decoding {
                 },
                 Place::Block { bits, bit_buffer, window } => match self.side.read(window, gzip::WINDOW) {
                     Ok(window) => Resume::Block { bits, bit_buffer, window },
+                    Err(error) if error.kind != ErrorKind::Corrupt => return Err(error),
                     Err(error) => {
                         tracing::warn!("layer {}: a checkpoint is damaged, an earlier one is used", self.blob.digest);
                         damaged = Some(error);

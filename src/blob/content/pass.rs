@@ -191,12 +191,8 @@ impl Pass {
         Some(Progress { table, hasher: hasher.state(), notes: self.notes.clone(), side_end: *side_end })
     }
 
-    pub fn side(&self) -> &Side {
+    pub fn side(&self) -> &Arc<Side> {
         &self.side
-    }
-
-    pub fn blob(&self) -> &Descriptor {
-        &self.blob
     }
 
     /// Byte of the blob that is needed next.
@@ -243,7 +239,7 @@ impl Pass {
         let ended = self.decoder.finish();
         let kept = self.end_piece();
         seal(&mut self.table, self.content_sum);
-        self.notes.drain(..).for_each(|notes| self.side.give_back(notes));
+        self.side.give_back(std::mem::take(&mut self.notes));
         self.table.packed = self.table.points.last().map_or(0, |point| point.packed).max(self.table.packed);
         let Self { blob, decoder, check, table, side, .. } = self;
         // First: bytes that changed on their way would look like damage.

@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::cache::{MemoryReservation, Reservation};
+use crate::cache::{FolderTurns, MemoryReservation, Reservation};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A quarter of a gigabyte a second and more; windows of compressed data do not get smaller with more effort.
@@ -26,8 +26,9 @@ pub struct Side(Store);
 enum Store {
     /// Without a name, or a stored one: either is whole as long as it is open.
     File {
-        file: File,
+        file: Arc<File>,
         space: Option<Mutex<Reservation>>,
+        turns: FolderTurns,
     },
     Memory {
         bytes: Mutex<Vec<u8>>,
@@ -36,12 +37,12 @@ enum Store {
 }
 
 impl Side {
-    pub fn file(file: File, space: Reservation) -> Self {
-        Self(Store::File { file, space: Some(Mutex::new(space)) })
+    pub fn file(file: File, space: Reservation, turns: FolderTurns) -> Self {
+        Self(Store::File { file: Arc::new(file), space: Some(Mutex::new(space)), turns })
     }
 
-    pub fn stored(file: File) -> Self {
-        Self(Store::File { file, space: None })
+    pub fn stored(file: File, turns: FolderTurns) -> Self {
+        Self(Store::File { file: Arc::new(file), space: None, turns })
     }
 
     /// At most so many bytes as are reserved.
@@ -69,18 +70,20 @@ impl Side {
         }
     }
 
-    /// `at`: where the last thing ends.
+    /// `at`: where the last thing ends. Blocks: not for threads of the runtime.
     pub fn append(&self, at: u64, content: &[u8]) -> Result<Stored> {
         let mut writer = zstd::bulk::Compressor::new(LEVEL).map_err(broken)?;
         writer.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(broken)?;
         let frame = writer.compress(content).map_err(broken)?;
         let stored = Stored { at, length: u32::try_from(frame.len()).unwrap_or(u32::MAX) };
         match &self.0 {
-            Store::File { file, space } => {
+            Store::File { file, space, turns } => {
                 if let Some(space) = space {
                     space.lock().unwrap_or_else(PoisonError::into_inner).grow(frame.len() as u64)?;
                 }
-                file.write_all_at(&frame, at).map_err(|error| match error.kind() {
+                let file = Arc::clone(file);
+                let written = turns.writes.wait_for(move || file.write_all_at(&frame, at));
+                written.ok_or_else(hangs)?.map_err(|error| match error.kind() {
                     io::ErrorKind::StorageFull => {
                         Error::new(ErrorKind::NoSpace, "the cache folder", "its file system is full")
                             .hint("free space there, or choose another with --cache-dir")
@@ -104,18 +107,27 @@ impl Side {
     }
 
     /// What is of no use any more. Its place is not used again, its space is.
-    pub fn give_back(&self, stored: Stored) {
-        if let Store::File { file, .. } = &self.0 {
+    pub fn give_back(&self, all: Vec<Stored>) {
+        if let Store::File { file, turns, .. } = &self.0
+            && !all.is_empty()
+        {
+            let file = Arc::clone(file);
             let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let _ = fallocate(file, punch, stored.at, u64::from(stored.length));
+            turns.writes.wait_for(move || {
+                all.iter().all(|stored| fallocate(&file, punch, stored.at, u64::from(stored.length)).is_ok())
+            });
         }
     }
 
-    /// Content of `length` at most. An error of kind Corrupt: it is not what was written.
+    /// Content of `length` at most. An error of kind Corrupt: it is not what was written. Blocks, as `append` does.
     pub fn read(&self, stored: Stored, length: usize) -> Result<Vec<u8>> {
         let mut frame = vec![0; stored.length as usize];
         match &self.0 {
-            Store::File { file, .. } => file.read_exact_at(&mut frame, stored.at).map_err(broken)?,
+            Store::File { file, turns, .. } => {
+                let file = Arc::clone(file);
+                let read = turns.reads.wait_for(move || file.read_exact_at(&mut frame, stored.at).map(|()| frame));
+                frame = read.ok_or_else(hangs)?.map_err(broken)?;
+            }
             Store::Memory { bytes, .. } => {
                 let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
                 let start = usize::try_from(stored.at).unwrap_or(usize::MAX);
@@ -125,6 +137,11 @@ impl Side {
         }
         zstd::bulk::decompress(&frame, length).map_err(broken)
     }
+}
+
+fn hangs() -> Error {
+    Error::new(ErrorKind::TimedOut, "the cache folder", "its disk does not answer")
+        .hint("look again: until it answers, it is done without where that can be")
 }
 
 fn broken(error: io::Error) -> Error {

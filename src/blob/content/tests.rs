@@ -1,7 +1,9 @@
 use std::io::Write;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
+use tokio::runtime::{EnterGuard, Runtime};
 
 use super::*;
 use crate::cache::CacheFolder;
@@ -44,13 +46,20 @@ fn descriptor(packed: &[u8]) -> Descriptor {
     }
 }
 
+/// Where side files are read and written, as in a mount.
+fn threads() -> EnterGuard<'static> {
+    static THREADS: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+    THREADS.enter()
+}
+
 fn side() -> Side {
     let folder = CacheFolder::open(&std::env::temp_dir(), None).unwrap();
     let (file, space) = folder.unnamed_file().unwrap();
-    Side::file(file, space)
+    Side::file(file, space, folder.turns().clone())
 }
 
 fn pass(packed: &[u8], compression: Compression, limits: ContentLimits, side: Side) -> Result<(Content, Arc<Held>)> {
+    let _threads = threads();
     let blob = descriptor(packed);
     let mut pass = Pass::new(blob.clone(), compression, limits, side)?;
     let mut sink = Gather::default();
@@ -213,6 +222,7 @@ fn each_limit_is_reached_and_named() {
 /// Broken off after each megabyte, by which the side file has grown further than what is known of it.
 #[tokio::test]
 async fn a_pass_goes_on_from_the_progress_of_another() {
+    let _threads = threads();
     let plain = sample(12 << 20);
     let limits = ContentLimits::default();
     for (name, compression, packed, _) in all_forms(&plain) {
@@ -220,7 +230,7 @@ async fn a_pass_goes_on_from_the_progress_of_another() {
         let reopened = |pass: &Pass| {
             let folder = CacheFolder::open(&std::env::temp_dir(), None).unwrap();
             let file = pass.side().as_file().unwrap().try_clone().unwrap();
-            Side::file(file, folder.unnamed_file().unwrap().1)
+            Side::file(file, folder.unnamed_file().unwrap().1, folder.turns().clone())
         };
         let mut pass = Pass::new(blob.clone(), compression, limits, side()).unwrap();
         let (mut at, mut from, mut turns) = (0, 0, 0);
@@ -261,6 +271,7 @@ fn a_blob_that_is_cut_or_changed_is_an_error() {
             let error = pass(&packed[..end], compression, ContentLimits::default(), side()).err().unwrap();
             assert_eq!(error.kind, ErrorKind::Corrupt, "{name} {end}: {error}");
         }
+        let _threads = threads();
         let mut pass = Pass::new(descriptor(b"else"), compression, ContentLimits::default(), side()).unwrap();
         pass.feed(&packed, &mut Gather::default()).unwrap();
         let error = pass.finish().err().unwrap();

@@ -114,8 +114,8 @@ impl BlobFile {
         if checksum == 0 || bytes.is_ok_and(|bytes| checksum_of(&bytes) == checksum) {
             return Missing::NotHere;
         }
-        let _ = self.write_map(&[0; 8], self.checksum_at(chunk));
         let _ = self.write_map(&[0; 8], BLOB_CHECKED_AT);
+        let _ = self.write_map(&[0; 8], self.checksum_at(chunk));
         Missing::Damaged(chunk)
     }
 

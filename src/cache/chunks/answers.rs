@@ -19,8 +19,6 @@ use crate::cache::cut::run_cost;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::{Descriptor, Digest};
 
-/// Bytes of the longest.
-pub const LONGEST_ANSWER: u64 = 64 << 20;
 /// One of which nobody wants more is given up after so long: it has a connection to itself.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -40,12 +38,17 @@ struct Wish {
 /// The chunks of a run, and the memory that they take.
 pub type Given = (Result<Arc<[Bytes]>>, Option<OwnedSemaphorePermit>);
 
+impl Answer {
+    /// Whether that is what it brings next.
+    fn brings(&self, of: &(Space, Digest), run: &Range<u64>) -> bool {
+        self.of == *of && self.rest.start == run.start && run.end <= self.rest.end
+    }
+}
+
 impl Chunks {
     /// Asks an answer for a run, if that is what it brings next.
     pub fn wish(&mut self, of: &(Space, Digest), run: &Range<u64>) -> Option<oneshot::Receiver<Given>> {
-        let goes_on =
-            |answer: &Answer| answer.of == *of && answer.rest.start == run.start && run.end <= answer.rest.end;
-        let place = self.answers.iter().position(goes_on)?;
+        let place = self.answers.iter().position(|answer| answer.brings(of, run))?;
         let answer = self.answers.get_mut(place)?;
         let (given, wished) = oneshot::channel();
         let sent = answer.wishes.send(Wish { run: run.clone(), given });
@@ -65,7 +68,7 @@ impl SharedState {
     }
 
     /// Opens an answer that begins with a run of missing chunks and goes on as long as all is missing, to the chunk `end` at
-    /// most; unless there is one already, or there are enough.
+    /// most; unless there is one already, or there are enough. Gives whether there is one that brings the run next.
     pub(super) fn open_answer(
         self: &Arc<Self>,
         chunks: &mut Chunks,
@@ -73,22 +76,25 @@ impl SharedState {
         run: &Range<u64>,
         end: u64,
         on_disk: &Option<OnDisk>,
-    ) {
+    ) -> bool {
         let of = (self.space, blob.digest.clone());
         chunks.answers.retain(|answer| !answer.wishes.is_closed());
-        let is_open = chunks.answers.iter().any(|answer| answer.of == of && answer.rest.start == run.start);
-        if is_open || chunks.answers.len() >= self.source.streams() {
-            return;
+        if chunks.answers.iter().any(|answer| answer.brings(&of, run)) {
+            return true;
+        }
+        if chunks.answers.len() >= self.source.streams() {
+            return false;
         }
         let missing = self.missing(chunks, blob, run.start..end, on_disk);
         let end = missing.iter().fold(run.start, |end, next| if next.start == end { next.end } else { end });
         if end <= run.end {
-            return;
+            return false;
         }
         let (wishes, wished) = unbounded_channel();
         let rest = run.start..end;
         tokio::spawn(Arc::clone(self).give(blob.clone(), rest.clone(), wished));
         chunks.answers.push(Answer { of, rest, wishes });
+        true
     }
 
     /// One answer: gives what is wished for, in its order. Whose wish is not answered asks for itself.
@@ -208,7 +214,7 @@ mod tests {
         async fn read_on(&self, range: Range<u64>) -> Result<()> {
             for at in range.clone().step_by(MIB as usize) {
                 let ahead = at..(at + 4 * MIB).min(range.end);
-                self.cache.prefetch(&self.blob, ahead, Some(range.end));
+                self.cache.prefetch(&self.blob, ahead, Some((at + 64 * MIB).min(range.end)));
                 let part = at..(at + MIB).min(range.end);
                 assert_eq!(self.cache.read(&self.blob, part.clone()).await?, bytes(part));
             }
@@ -271,6 +277,24 @@ mod tests {
         drop(all);
         small.read_on(0..50 * MIB).await.unwrap();
         assert!(small.reads().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_no_answer_does_not_line_up_for_memory_before_those_who_read_now() {
+        let small = Small::new(u64::MAX);
+        let all = small.cache.shared.acquire(MEMORY / 4).await;
+        small.cache.prefetch(&small.blob, 0..MIB, Some(50 * MIB));
+        for at in (60 * MIB..90 * MIB).step_by(MIB as usize) {
+            small.cache.prefetch(&small.blob, at..at + MIB, Some(100 * MIB));
+        }
+        let now = 95 * MIB..95 * MIB + CHUNK;
+        let (read, ()) = tokio::join!(small.cache.read(&small.blob, now.clone()), async {
+            tokio::time::sleep(IDLE).await;
+            drop(all);
+        });
+        assert_eq!(read.unwrap(), bytes(now.clone()));
+        tokio::time::sleep(IDLE).await;
+        assert_eq!(small.reads(), [(now.start, now.end)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,15 +30,19 @@ impl SharedState {
         let mut chunks = self.chunks();
         let missing = self.missing(&chunks, blob, chunk_numbers(range), on_disk);
         let cost: u64 = missing.iter().map(run_cost).sum();
-        if until.is_none() && cost >= self.in_flight.available_permits() as u64 {
-            return;
-        }
+        let has_room = cost < self.in_flight.available_permits() as u64;
         for run in missing {
-            match until {
+            let in_answer = match until {
                 Some(until) => self.open_answer(&mut chunks, blob, &run, until.div_ceil(CHUNK), on_disk),
-                None => self.close_answer(&mut chunks, &blob.digest, &run),
+                None => {
+                    self.close_answer(&mut chunks, &blob.digest, &run);
+                    false
+                }
+            };
+            // An answer waits for memory with one run at a time. More in line would be before whoever needs something now.
+            if in_answer || has_room {
+                self.ask_for(&mut chunks, blob, run, true);
             }
-            self.ask_for(&mut chunks, blob, run, true);
         }
     }
 

@@ -60,7 +60,7 @@ struct Upload<'a> {
     registry: &'a Registry,
     blob: &'a Descriptor,
     bytes: Arc<Bytes>,
-    kept: Option<Arc<KeptUpload>>,
+    kept: Option<KeptUpload>,
     chunk: u64,
     stop: &'a AtomicBool,
 }
@@ -78,7 +78,7 @@ impl Registry {
         progress: &Progress,
     ) -> Result<()> {
         let bytes = Arc::new(Bytes::new(blob, source, is_checked, progress));
-        let mut upload = Upload { registry: self, blob, bytes, kept: kept.map(Arc::new), chunk: CHUNK, stop };
+        let mut upload = Upload { registry: self, blob, bytes, kept, chunk: CHUNK, stop };
         upload.send().await.map_err(|error| self.explained(error))
     }
 }
@@ -143,9 +143,8 @@ impl Upload<'_> {
 
     /// What another process has begun, if the registry still has it.
     async fn kept_session(&self) -> Result<Option<Session>> {
-        let Some(kept) = self.kept.clone() else { return Ok(None) };
-        let address = tokio::task::spawn_blocking(move || kept.load()).await.ok().flatten();
-        let Some(url) = address.and_then(|address| address.parse::<Url>().ok()) else { return Ok(None) };
+        let Some(kept) = &self.kept else { return Ok(None) };
+        let Some(url) = kept.load().await.and_then(|address| address.parse::<Url>().ok()) else { return Ok(None) };
         let origin = self.registry.origin();
         if origin.web.targets.check(&url, origin.base()).is_err() {
             return Ok(None);
@@ -172,14 +171,11 @@ impl Upload<'_> {
 
     /// `None`: there is nothing to go on with.
     async fn keep(&self, session: Option<&Session>) {
-        let Some(kept) = self.kept.clone() else { return };
-        let address = session.map(|session| session.url.to_string());
-        // That it could not be written is no error.
-        let _ = tokio::task::spawn_blocking(move || match address {
-            Some(address) => kept.store(&address),
-            None => kept.remove(),
-        })
-        .await;
+        match (&self.kept, session) {
+            (Some(kept), Some(session)) => kept.store(session.url.as_str()).await,
+            (Some(kept), None) => kept.remove().await,
+            (None, _) => {}
+        }
     }
 
     async fn send_chunks(&self, mut session: Session) -> Result<(), Ended> {

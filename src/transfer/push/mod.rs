@@ -145,12 +145,9 @@ impl Push {
                 Err(error) => return Err(error),
             }
         }
-        let kept = match self.uploads.clone() {
+        let kept = match &self.uploads {
             None => None,
-            Some(uploads) => {
-                let (reference, digest) = (self.reference.clone(), blob.digest.clone());
-                tokio::task::spawn_blocking(move || uploads.of(&reference, &digest)).await.ok().flatten()
-            }
+            Some(uploads) => uploads.of(&self.reference, &blob.digest).await,
         };
         self.registry.upload(blob, source, is_checked, kept, &self.stop, progress).await?;
         Ok(State::Sent)
