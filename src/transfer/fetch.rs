@@ -38,7 +38,7 @@ const WINDOW: u64 = PIECES as u64 * SHORTEST;
 /// More than the connections for them, of which there are eight: one that came before those ahead of it keeps its place.
 const PIECES: usize = 10;
 /// Bytes after which the disk begins to write, so that little is left to be waited for at the end.
-const WRITE_BACK: u64 = 8 << 20;
+const WRITE_BACK: u64 = 2 << 20;
 /// Blobs at once that come in pieces: one finishes while others come.
 const IN_PIECES: usize = 4;
 /// Blobs at once that come in one answer each: enough to fill a line of which one connection gets a fifth.
