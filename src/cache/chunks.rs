@@ -35,6 +35,8 @@ use whole::Whole;
 pub const LONGEST_RUN: u64 = 16;
 /// Most chunks in one request.
 const LONGEST_REQUEST: u64 = 32;
+/// Bytes on their way that keep a line busy.
+const MUCH: u64 = 1 << 20;
 /// More requests than ever are under way.
 const WRITES: u32 = 1 << 16;
 
@@ -173,6 +175,12 @@ impl ChunkCache {
     pub fn room(&self) -> u64 {
         let room = self.shared.in_flight.available_permits() as u64 / COST;
         room.min(self.shared.source.soon())
+    }
+
+    /// Whether so much is on its way that the line has no bytes to spare.
+    pub fn is_fetching(&self) -> bool {
+        let all = (self.shared.memory / 4).min(u32::MAX.into());
+        all.saturating_sub(self.shared.in_flight.available_permits() as u64) > MUCH * COST
     }
 
     /// Long answers that there may be at once.

@@ -93,12 +93,22 @@ impl Mount {
                 limits: Limits { index_bytes: options.memory / 16, ..limits },
                 tuning: Tuning { store: AHEAD_STORE, ..Tuning::default() },
                 requests: AHEAD_REQUESTS,
+                beside_content: options.connections,
+                chunks: chunks.clone(),
                 habits: Arc::clone(&habits),
             },
             index_memory: Arc::clone(&index_memory),
             content_limits: ContentLimits::default(),
             unpacks: false,
             passes: Semaphore::new(0),
+        };
+        let indexing = Indexing {
+            limits,
+            tuning: Tuning::default(),
+            requests: options.connections,
+            beside_content: options.connections,
+            chunks: chunks.clone(),
+            habits,
         };
         let sources = Arc::new(Sources {
             headers,
@@ -108,7 +118,7 @@ impl Mount {
             folder,
             indexes,
             attached,
-            indexing: Indexing { limits, tuning: Tuning::default(), requests: options.connections, habits },
+            indexing,
             index_memory,
             content_limits: ContentLimits::default(),
             unpacks: true,
