@@ -27,7 +27,7 @@ pub use headers::Headers;
 pub use layout::Layout;
 pub use local::{Local, LocalFiles};
 pub use offline::Offline;
-pub use readahead::ReadAhead;
+pub use readahead::{Laps, ReadAhead};
 pub use zip::{Zip, read_small_member};
 
 use crate::error::Result;

@@ -16,7 +16,7 @@ use super::BlobSource;
 use crate::cache::{CHUNK, ChunkCache};
 use crate::error::Result;
 use crate::oci::{Descriptor, Digest};
-use laps::Laps;
+pub use laps::Laps;
 use order::{Order, Place};
 
 /// A stream may skip this much: tar and PAX headers, padding and all, between two members.

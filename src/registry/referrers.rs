@@ -17,6 +17,8 @@ use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
 /// Bytes of all pages of one list: some ten thousand referrers.
 const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
+/// Bytes of the answer that there is none.
+const LONGEST_REFUSAL: u64 = 64 << 10;
 
 /// Where to look for what is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,10 +98,10 @@ impl Registry {
                 StatusCode::OK if page > 0 || is_index(&answer) => {}
                 StatusCode::OK if page == 0 => return Ok(Listed::default()),
                 StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED if page == 0 => {
-                    let body = body_up_to(answer, LARGEST_MANIFEST, object, &self.traffic).await.unwrap_or_default();
+                    let body = body_up_to(answer, LONGEST_REFUSAL, object, &self.traffic).await;
                     // Some that have the API say so of a repository or a manifest that they do not know.
-                    let is_unknown = String::from_utf8_lossy(&body).contains("_UNKNOWN");
-                    return Ok(Listed { referrers: None, has_api: (!is_unknown).then_some(false) });
+                    let tells = body.is_ok_and(|body| !String::from_utf8_lossy(&body).contains("_UNKNOWN"));
+                    return Ok(Listed { referrers: None, has_api: tells.then_some(false) });
                 }
                 _ => return Err(status_failure(object, &answer)),
             }

@@ -7,11 +7,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 use rustix::io::Errno;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -19,7 +20,7 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
 use tokio::try_join;
 
-use crate::blob::BlobSource;
+use crate::blob::{BlobSource, Laps};
 use crate::cache::CHUNK;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::Mount;
@@ -34,9 +35,10 @@ const WORTH_A_REQUEST: Duration = Duration::from_millis(100);
 /// Bytes of all blobs that may be under way or wait for those before them: what a killed process fetches twice, where
 /// the cache folder has not got them.
 const WINDOW: u64 = PIECES as u64 * SHORTEST;
+/// More than the connections for them, of which there are eight: one that came before those ahead of it keeps its place.
 const PIECES: usize = 10;
 /// Bytes after which the disk begins to write, so that little is left to be waited for at the end.
-const WRITE_BACK: u64 = 8 << 20;
+const WRITE_BACK: u64 = 2 << 20;
 /// Blobs at once that come in pieces: one finishes while others come.
 const IN_PIECES: usize = 4;
 /// Blobs at once that come in one answer each: enough to fill a line of which one connection gets a fifth.
@@ -117,11 +119,14 @@ impl Origin<'_> {
 }
 
 /// How blobs come: many in one answer each, which costs a registry least; few in pieces, so that one connection that is
-/// slow does not hold up its blob.
+/// slow does not hold up its blob, and where not the line but the requests bound them, in one answer for as long as that is faster.
 pub struct Lanes {
     /// None where they come in answers.
     pieces: Option<Pieces>,
 }
+
+/// Bytes that came together, and their room.
+type Piece<'a> = (Vec<Bytes>, Option<SemaphorePermit<'a>>);
 
 struct Pieces {
     /// For bytes.
@@ -134,6 +139,31 @@ impl Lanes {
     pub fn of(blobs: usize) -> Self {
         let pieces = || Pieces { window: Semaphore::new(WINDOW as usize), length: AtomicU64::new(SHORTEST) };
         Self { pieces: (blobs < 2 * IN_ANSWERS).then(pieces) }
+    }
+
+    /// A blob's bytes from `at` on: in pieces until `in_one` is set, or in one answer.
+    fn bytes<'a>(
+        &'a self,
+        source: &'a dyn BlobSource,
+        blob: &'a Descriptor,
+        at: u64,
+        in_one: &'a AtomicBool,
+    ) -> BoxStream<'a, Result<Piece<'a>>> {
+        let pieces = self.pieces.as_ref().filter(|_| !in_one.load(Ordering::Relaxed));
+        let Some(pieces) = pieces else {
+            return source.stream(blob, at..blob.size).map_ok(|bytes| (vec![bytes], None)).boxed();
+        };
+        let ranges = stream::unfold(at, async |at| {
+            let (range, permit) = pieces.next(at, blob.size).await.filter(|_| !in_one.load(Ordering::Relaxed))?;
+            Some(((range.clone(), permit), range.end))
+        });
+        let came = ranges.map(async |(range, permit)| {
+            let (length, since) = (range.end.saturating_sub(range.start), Instant::now());
+            let bytes: Vec<Bytes> = source.stream(blob, range).try_collect().await?;
+            pieces.came(length, since.elapsed());
+            Ok::<_, Error>((bytes, Some(permit)))
+        });
+        came.buffered(PIECES).boxed()
     }
 
     /// Blobs at once.
@@ -312,42 +342,38 @@ async fn fetch_rest(
     lanes: &Lanes,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(Box<Unfinished>, Result<()>)> {
-    let mut pieces = match &lanes.pieces {
-        None => origin.source.stream(blob, part.at..blob.size).map_ok(|bytes| (vec![bytes], None)).boxed(),
-        Some(pieces) => {
-            let ranges = stream::unfold(part.at, async |at| {
-                let (range, permit) = pieces.next(at, blob.size).await?;
-                Some(((range.clone(), permit), range.end))
-            });
-            let came = ranges.map(async |(range, permit)| {
-                let (length, since) = (range.end.saturating_sub(range.start), Instant::now());
-                let bytes: Vec<Bytes> = origin.source.stream(blob, range).try_collect().await?;
-                pieces.came(length, since.elapsed());
-                Ok::<_, Error>((bytes, Some(permit)))
-            });
-            came.buffered(PIECES).boxed()
+    let (from, mut laps, in_one) = (part.at, Laps::default(), AtomicBool::new(false));
+    loop {
+        let (began_at, began_in_one) = (part.at, in_one.load(Ordering::Relaxed));
+        let mut pieces = lanes.bytes(origin.source, blob, part.at, &in_one);
+        let mut next = pieces.next().await;
+        while let Some(piece) = next {
+            let (bytes, permit) = match piece {
+                Ok(piece) => piece,
+                // The cache has seen it before we did.
+                Err(error) if error.kind == ErrorKind::Corrupt => return Ok((part, Err(error))),
+                Err(error) => return Err(error),
+            };
+            let (at, length) = (place.clone(), bytes.iter().map(|bytes| bytes.len() as u64).sum());
+            // On another core than those of other blobs, and while the next ones come.
+            let write = move || {
+                bytes.iter().try_for_each(|bytes| part.write(bytes)).map(|()| part).map_err(|error| at.failed(&error))
+            };
+            let written = async {
+                let written = blocking(blob, write).await?;
+                drop(permit);
+                progress(length);
+                Ok::<_, Error>(written)
+            };
+            (part, next) = try_join!(written, async { Ok(pieces.next().await) })?;
+            in_one.store(laps.in_one(part.at.saturating_sub(from), Instant::now()), Ordering::Relaxed);
+            if began_in_one && !in_one.load(Ordering::Relaxed) {
+                break;
+            }
         }
-    };
-    let mut next = pieces.next().await;
-    while let Some(piece) = next {
-        let (bytes, permit) = match piece {
-            Ok(piece) => piece,
-            // The cache has seen it before we did.
-            Err(error) if error.kind == ErrorKind::Corrupt => return Ok((part, Err(error))),
-            Err(error) => return Err(error),
-        };
-        let (at, length) = (place.clone(), bytes.iter().map(|bytes| bytes.len() as u64).sum());
-        // On another core than those of other blobs, and while the next ones come.
-        let write = move || {
-            bytes.iter().try_for_each(|bytes| part.write(bytes)).map(|()| part).map_err(|error| at.failed(&error))
-        };
-        let written = async {
-            let written = blocking(blob, write).await?;
-            drop(permit);
-            progress(length);
-            Ok::<_, Error>(written)
-        };
-        (part, next) = try_join!(written, async { Ok(pieces.next().await) })?;
+        if part.at >= blob.size || part.at == began_at {
+            break;
+        }
     }
     let checked = part.hasher.clone().check(&blob.digest);
     Ok((part, checked))
@@ -410,6 +436,58 @@ mod tests {
             }
             .boxed()
         }
+    }
+
+    /// A blob of zeros whose requests take 20 ms, and each MiB as long as is said of pieces and of longer answers.
+    struct Paced {
+        of_pieces: Duration,
+        of_answers: Duration,
+        asked: std::sync::Mutex<Vec<Range<u64>>>,
+    }
+
+    impl BlobSource for Paced {
+        fn read<'a>(&'a self, _: &'a Descriptor, _: Range<u64>) -> BoxFuture<'a, Result<Bytes>> {
+            unreachable!()
+        }
+
+        fn stream<'a>(&'a self, _: &'a Descriptor, range: Range<u64>) -> BoxStream<'a, Result<Bytes>> {
+            self.asked.lock().unwrap().push(range.clone());
+            let each = if range.end - range.start > LONGEST { self.of_answers } else { self.of_pieces };
+            let next = move |range: Range<u64>, wait: Duration| async move {
+                let length = (1 << 20).min(range.end - range.start);
+                sleep(wait).await;
+                let bytes = Ok(Bytes::from(vec![0; length as usize]));
+                (length > 0).then_some((bytes, (range.start + length..range.end, each)))
+            };
+            stream::unfold((range, Duration::from_millis(20)), move |(range, wait)| next(range, wait)).boxed()
+        }
+    }
+
+    /// Ranges that were asked for one blob of 256 MiB.
+    async fn asked_for(of_pieces: Duration, of_answers: Duration) -> Vec<Range<u64>> {
+        let (dir, wanted) = (tempfile::tempdir().unwrap(), descriptor(&vec![0; 256 << 20]));
+        let source = Paced { of_pieces, of_answers, asked: Default::default() };
+        let origin = Origin { source: &source, mount: None };
+        fetch(origin, &wanted, &place(&dir), &Lanes::of(1), &|_| ()).await.unwrap();
+        assert_eq!(std::fs::metadata(dir.path().join("a.tar")).unwrap().len(), 256 << 20);
+        source.asked.into_inner().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_blob_comes_in_one_answer_where_its_requests_bound_it() {
+        let asked = asked_for(Duration::ZERO, Duration::ZERO).await;
+        let last = asked.last().unwrap().clone();
+        assert!(last.end == 256 << 20 && last.start < 96 << 20, "{asked:?}");
+        assert!(asked.windows(2).all(|two| two[0].end == two[1].start), "nothing twice: {asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_slower_than_pieces_is_given_up_and_one_is_not_tried_where_the_line_bounds() {
+        let slower = asked_for(Duration::ZERO, Duration::from_millis(50)).await;
+        let answers = slower.iter().filter(|range| range.end - range.start > LONGEST).count();
+        assert!(answers == 1 && slower.last().unwrap().start > 200 << 20, "{slower:?}");
+        let line = asked_for(Duration::from_millis(100), Duration::ZERO).await;
+        assert!(line.iter().all(|range| range.end - range.start <= LONGEST), "{line:?}");
     }
 
     fn files(dir: &tempfile::TempDir) -> usize {
