@@ -464,19 +464,19 @@ fn what_no_file_system_can_hold_is_left_out_by_scanned_stored_and_attached_index
         let mounted = call.mount();
         let names = list(&mounted.join("0"));
         assert_eq!(names, [("a".into(), 100_000), ("b".into(), 100_000)]);
+        let requests = dataset.layer_requests();
         assert_eq!(fs::read(mounted.join("0/b")).unwrap(), noise(3, 100_000));
         let log = mounted.log();
         assert_eq!(log.matches(&format!("{name}: left out")).count(), told, "{log}");
         assert!(!log.contains("is wrong"), "{log}");
         mounted.unmount();
+        requests
     };
-    seen(&["--no-index"], &home, 1);
+    assert!(seen(&["--no-index"], &home, 1) > 0);
     dataset.registry.reset();
-    seen(&["--no-index"], &home, 2);
-    assert_eq!(dataset.layer_requests(), 0, "index and bytes are kept");
+    assert_eq!(seen(&["--no-index"], &home, 2), 0, "the index is kept");
     dataset.tell(&[dataset.put(dataset.parts(), "2026-01-01T00:00:00Z")]);
-    seen(&[], &Home::new(), 1);
-    assert_eq!(dataset.layer_requests(), 1, "header and content of one file");
+    assert_eq!(seen(&[], &Home::new(), 1), 0, "the index is attached");
 }
 
 #[test]
