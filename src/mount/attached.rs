@@ -40,7 +40,7 @@ const MANY: usize = 100;
 /// Attached indexes that are tried, the newest first.
 const CANDIDATES: usize = 4;
 /// Bytes of a layer, beyond which another request is little beside those for its headers.
-pub const LARGE: u64 = 1 << 30;
+const LARGE: u64 = 1 << 30;
 /// Bytes read at once for digests.
 const PIECE: u64 = 1 << 20;
 

@@ -1,13 +1,12 @@
 //! One tar layer: its index is loaded or built when somebody first looks into it.
 
 use std::mem::take;
-use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Either, Shared, select};
+use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::Semaphore;
 
 use super::attached::{self, Attached};
@@ -298,7 +297,10 @@ async fn open(
         Shown::Truth => truth(layer, sources, unfinished).await?,
         Shown::Nothing => match stored::contents(layer, sources).await {
             Some(contents) => contents,
-            None => claim_or_truth(layer, sources, unfinished).await?,
+            None => match stored::claimed(layer, sources).await {
+                Some(contents) => contents,
+                None => truth(layer, sources, unfinished).await?,
+            },
         },
     };
     for warning in contents.index.warnings() {
@@ -313,46 +315,18 @@ async fn open(
     Ok(contents)
 }
 
-/// What somebody has attached, or else what the layer itself says.
-async fn claim_or_truth(
-    layer: &Descriptor,
-    sources: &Arc<Sources>,
-    unfinished: &mut Option<Unfinished>,
-) -> Result<Contents> {
-    let claimed = stored::claimed(layer, sources);
-    let truth = looked_into(layer, sources, unfinished);
-    if layer.size <= attached::LARGE {
-        return match claimed.await {
-            Some(contents) => Ok(contents),
-            None => truth.await,
-        };
-    }
-    // Requests for a few of a large layer's headers in vain are little: they do not wait for the look-up.
-    match select(pin!(claimed), pin!(truth)).await {
-        Either::Left((Some(contents), _)) | Either::Right((Ok(contents), _)) => Ok(contents),
-        Either::Left((None, truth)) => truth.await,
-        Either::Right((Err(error), claimed)) => claimed.await.ok_or(error),
-    }
-}
-
 /// What the layer itself says, now or when its index was kept.
 async fn truth(layer: &Descriptor, sources: &Arc<Sources>, unfinished: &mut Option<Unfinished>) -> Result<Contents> {
     match stored::contents(layer, sources).await {
         Some(contents) => Ok(contents),
-        None => looked_into(layer, sources, unfinished).await,
+        None => {
+            let Opened { index, content, blob, source } = open_blob(layer, sources, unfinished).await?;
+            let index = Arc::new(index);
+            let kept = stored::keep(layer, &index, content, sources);
+            let held = sources.index_memory.hold(index.memory());
+            Ok(Contents { index, blob, source, kept, claim: None, changed: Mutex::default(), _held: held })
+        }
     }
-}
-
-async fn looked_into(
-    layer: &Descriptor,
-    sources: &Arc<Sources>,
-    unfinished: &mut Option<Unfinished>,
-) -> Result<Contents> {
-    let Opened { index, content, blob, source } = open_blob(layer, sources, unfinished).await?;
-    let index = Arc::new(index);
-    let kept = stored::keep(layer, &index, content, sources);
-    let held = sources.index_memory.hold(index.memory());
-    Ok(Contents { index, blob, source, kept, claim: None, changed: Mutex::default(), _held: held })
 }
 
 /// What a blob holds, looked into.
