@@ -4,7 +4,7 @@
 /// Every number is a count or bytes; the field's name is what the error says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a member's name or link target (Linux: `PATH_MAX`).
+    /// Bytes of a member's name or link target (Linux: `PATH_MAX`, less the NUL at the end).
     pub name_bytes: u64,
     /// Bytes between two slashes of a name (Linux: `NAME_MAX`).
     pub part_bytes: u64,
@@ -34,7 +34,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            name_bytes: 4096,
+            name_bytes: 4095,
             part_bytes: 255,
             depth: 1024,
             pax_bytes: 1 << 20,

@@ -200,12 +200,12 @@ fn a_member_that_no_file_system_can_hold_is_left_out_and_told() {
         [named(255), file("cut", b"longest")].concat(),
         [named(256), hard_link("cut", "before")].concat(),
         [path(1366), file("cut", &[7; 600])].concat(),
-        [extension(b'K', &[b't'; 4097]), symlink("away", "")].concat(),
-        [extension(b'K', &[b't'; 4096]), symlink("farthest", "")].concat(),
+        [extension(b'K', &[b't'; 4096]), symlink("away", "")].concat(),
+        [extension(b'K', &[b't'; 4095]), symlink("farthest", "")].concat(),
         [named(256), pax(b'x', &[("GNU.sparse.map", "10,3"), ("GNU.sparse.size", "20")]), file("cut", b"abc")].concat(),
         file("behind", b"2"),
     ];
-    let target = "t".repeat(4096);
+    let target = "t".repeat(4095);
     let longest = "n".repeat(255);
     assert_eq!(
         tree(&blob),
@@ -240,7 +240,7 @@ fn each_limit_is_named_when_it_is_reached() {
     };
     let usual = Limits::default();
     let long = |length: usize| extension(b'L', "n/".repeat(length / 2).as_bytes());
-    assert_eq!(of(usual, &[pax(b'g', &[("path", &"n".repeat(4097))]), file("a", b"")]), "name_bytes");
+    assert_eq!(of(usual, &[pax(b'g', &[("path", &"n".repeat(4096))]), file("a", b"")]), "name_bytes");
     assert_eq!(of(usual, &[long(2050), file("a", b"")]), "depth");
     assert_eq!(of(usual, &[extension(b'x', &vec![0; (1 << 20) + 1])]), "pax_bytes");
     assert_eq!(of(usual, &[extension(b'L', &vec![0; (1 << 20) + 1])]), "pax_bytes");
