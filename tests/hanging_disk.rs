@@ -18,10 +18,15 @@ const LONG: Duration = Duration::from_secs(60);
 const GZIP_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
+    packed("gzip", bytes)
+}
+
+fn packed(packer: &str, bytes: &[u8]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
     fs::write(&path, bytes).unwrap();
-    run(Command::new("gzip").args(["-1", "-c"]).arg(&path), LONG).expect_success("gzip (apt-get install gzip)").stdout
+    let install = format!("{packer} (apt-get install gzip xz-utils)");
+    run(Command::new(packer).args(["-1", "-c"]).arg(&path), LONG).expect_success(&install).stdout
 }
 
 #[track_caller]
@@ -70,6 +75,31 @@ fn a_pass_whose_disk_begins_to_hang_ends_in_time_and_the_next_goes_on_without_it
     assert!(mounted.log().contains("does not answer"), "{}", mounted.log());
     disk.go_on();
     expect(&mounted, "10000", &large);
+    mounted.unmount();
+}
+
+#[test]
+fn a_disk_that_takes_long_to_store_what_a_pass_left_is_not_taken_for_one_that_hangs() {
+    let (registry, disk) = (ScriptedRegistry::start(), HangingDisk::mount());
+    let tars = [10_000, 10_001].map(|id| patch_tar_plan(id, 8));
+    let xz = tars.each_ref().map(|tar| packed("xz", &tar.to_bytes()));
+    Artifact::new()
+        .layer(Some("10000.tar.xz"), GZIP_TYPE, xz[0].clone())
+        .layer(Some("10001.tar.xz"), GZIP_TYPE, xz[1].clone())
+        .push(&registry, "pastis", "t");
+    let mounted = mount(&registry, &disk, "60s");
+    disk.sync_takes(Duration::from_secs(15));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| fs::read_dir(mounted.join("10000")).map(Iterator::count));
+        assert!(wait_until(LONG, || disk.syncs() > 0), "{}", mounted.log());
+        // Longer than one that hangs is waited for.
+        std::thread::sleep(Duration::from_secs(7));
+        disk.sync_takes(Duration::ZERO);
+        expect(&mounted, "10001", &tars[1]);
+        first.join().unwrap().unwrap();
+    });
+    expect(&mounted, "10000", &tars[0]);
+    assert!(!mounted.log().contains("does not answer"), "{}", mounted.log());
     mounted.unmount();
 }
 

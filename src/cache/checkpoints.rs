@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::CacheFolder;
 use super::own_file::{is_at, is_foreign, open_own};
 use super::small_files::{read_up_to, replace};
+use super::turns::WAKING;
 use crate::blob::content::{
     Compression, Progress, Side, TRAILER, Table, decode_progress, decode_table, encode_progress, encode_table,
     points_at,
@@ -74,20 +77,24 @@ impl CacheFolder {
     }
 
     /// Keeps a table and its side file for later mounts, in the place of the pass's progress. Whatever goes wrong costs
-    /// them a pass, no more.
+    /// them a pass, no more. A disk that takes long is not waited for to the end.
     pub async fn store_checkpoints(&self, blob: &Descriptor, compression: Compression, made: (Table, Arc<Side>)) {
-        let blob = blob.clone();
-        let storing = move |folder: &Self| {
-            let (table, side) = made;
-            let stored = side.as_file().map(|file| folder.store(file, &blob, compression, &table));
-            if let Some(Err(error)) = stored
-                && error.kind() != io::ErrorKind::AlreadyExists
-            {
-                tracing::info!("layer {}: its checkpoints are not kept: {error}", blob.digest);
-            }
-            folder.remove_progress(&blob.digest);
+        let (folder, blob, (table, side)) = (self.clone(), blob.clone(), made);
+        let storing = async move {
+            let (own, of) = (folder.clone(), blob.digest.clone());
+            let written = synced(&side, move |file| own.append_table(file, &of, compression, &table)).await;
+            let name = move |folder: &Self| {
+                let named = side.as_file().map(|file| written.and_then(|()| folder.name_table(file, &blob.digest)));
+                if let Some(Err(error)) = named
+                    && error.kind() != io::ErrorKind::AlreadyExists
+                {
+                    tracing::info!("layer {}: its checkpoints are not kept: {error}", blob.digest);
+                }
+                folder.remove_progress(&blob.digest);
+            };
+            folder.in_turn(name).await;
         };
-        self.in_turn(storing).await;
+        let _ = timeout(WAKING, tokio::spawn(storing)).await;
     }
 
     /// Keeps how far a pass has come, for one that goes on should this process end. Another process's pass over the
@@ -100,6 +107,13 @@ impl CacheFolder {
         side: Arc<Side>,
     ) {
         let digest = blob.digest.clone();
+        let is_too_large = progress.side_end > self.limit() / SHARE;
+        if is_too_large || !matches!(timeout(WAKING, synced(&side, |_| Ok(()))).await, Ok(Ok(()))) {
+            tracing::debug!(
+                "layer {digest}: the progress of its pass is not kept: it is too large, or its disk too slow"
+            );
+            return;
+        }
         let storing = move |folder: &Self| {
             let Some(file) = side.as_file() else { return };
             if let Err(error) = folder.try_to_store_progress(&digest, compression, &progress, file) {
@@ -117,14 +131,10 @@ impl CacheFolder {
         file: &File,
     ) -> io::Result<()> {
         let path = self.file("pass", blob);
-        if progress.side_end > self.limit() / SHARE {
-            return Err(io::Error::other("it would take too much of the cache folder"));
-        }
         if !is_at(file, &path) {
             flock(file, FlockOperation::NonBlockingLockExclusive)?;
             self.give_name(file, &path)?;
         }
-        file.sync_data()?;
         let bytes = encode_progress(progress, compression, blob);
         replace(&self.path().join("indexes/new"), &self.file("progress", blob), &bytes)
     }
@@ -165,15 +175,17 @@ impl CacheFolder {
         }
     }
 
-    fn store(&self, file: &File, blob: &Descriptor, compression: Compression, table: &Table) -> io::Result<()> {
+    fn append_table(&self, file: &File, blob: &Digest, compression: Compression, table: &Table) -> io::Result<()> {
         let side_end = file.metadata()?.len();
         if side_end > self.limit() / SHARE {
             return Err(io::Error::other("they would take too much of the cache folder"));
         }
-        file.write_all_at(&encode_table(table, compression, side_end, &blob.digest), side_end)?;
-        file.sync_data()?;
-        // The file has not had this name so far: it appears whole, or not at all.
-        self.give_name(file, &self.checkpoints(&blob.digest))
+        file.write_all_at(&encode_table(table, compression, side_end, blob), side_end)
+    }
+
+    /// The file has not had this name so far: it appears whole, or not at all.
+    fn name_table(&self, file: &File, blob: &Digest) -> io::Result<()> {
+        self.give_name(file, &self.checkpoints(blob))
     }
 
     fn give_name(&self, file: &File, path: &Path) -> io::Result<()> {
@@ -191,6 +203,14 @@ impl CacheFolder {
     fn file(&self, kind: &str, digest: &Digest) -> PathBuf {
         self.path().join("checkpoints").join(format!("{kind}-{}-{}", digest.algorithm(), digest.hex()))
     }
+}
+
+/// Has what `write` adds to the file, and all before it, on the disk. No turn: a large file takes its time, which is not
+/// that of a disk that hangs.
+async fn synced(side: &Arc<Side>, write: impl FnOnce(&File) -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let side = Arc::clone(side);
+    let sync = move || side.as_file().map_or(Ok(()), |file| write(file).and_then(|()| file.sync_data()));
+    spawn_blocking(sync).await?
 }
 
 fn read(file: &File, blob: &Descriptor) -> io::Result<Option<(Compression, Table)>> {

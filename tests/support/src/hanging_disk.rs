@@ -43,6 +43,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     hangs: bool,
+    sync_takes: Duration,
+    syncs: usize,
     /// By inode number; what is unlinked stays.
     nodes: BTreeMap<u64, Node>,
 }
@@ -74,6 +76,16 @@ impl HangingDisk {
         self.shared.state().hangs = true;
         // The last thing that is answered: see `getattr`.
         std::fs::metadata(self.path()).expect("it answers so far");
+    }
+
+    /// From now on each fsync takes so long; all else is answered as before.
+    pub fn sync_takes(&self, time: Duration) {
+        self.shared.state().sync_takes = time;
+    }
+
+    /// How many of them were begun.
+    pub fn syncs(&self) -> usize {
+        self.shared.state().syncs
     }
 
     /// All that waits is answered.
@@ -310,6 +322,16 @@ impl Filesystem for Disk {
             }
             Err(errno) => reply.error(errno),
         }
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let mut state = self.0.state();
+        state.syncs += 1;
+        let time = state.sync_takes;
+        std::thread::spawn(move || {
+            std::thread::sleep(time);
+            reply.ok();
+        });
     }
 
     /// Whatever the mode, it is asked for punching holes only.
