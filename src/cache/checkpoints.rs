@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::CacheFolder;
-use super::own_file::{is_at, is_foreign, open_own};
+use super::own_file::{is_at, is_foreign, open_finished, open_own};
 use super::small_files::{read_up_to, replace};
 use super::turns::WAKING;
 use crate::blob::content::{
@@ -46,7 +46,7 @@ impl CacheFolder {
 
     fn checkpoints_of(&self, blob: &Descriptor) -> Option<(Compression, (Table, Arc<Side>))> {
         let path = self.checkpoints(&blob.digest);
-        let file = match open_own(&path, &mut OpenOptions::new()) {
+        let file = match open_finished(&path) {
             Ok(file) => file,
             Err(error) => {
                 if is_foreign(&error) {
@@ -183,9 +183,15 @@ impl CacheFolder {
         file.write_all_at(&encode_table(table, compression, side_end, blob), side_end)
     }
 
-    /// The file has not had this name so far: it appears whole, or not at all.
+    /// The file has not had this name so far: it appears whole, or not at all. It has no other one then.
     fn name_table(&self, file: &File, blob: &Digest) -> io::Result<()> {
-        self.give_name(file, &self.checkpoints(blob))
+        let (pass, path) = (self.file("pass", blob), self.checkpoints(blob));
+        if !is_at(file, &pass) {
+            return self.give_name(file, &path);
+        }
+        // In the place of one of the same blob, if need be: NFS has no RENAME_NOREPLACE.
+        fs::rename(pass, path)?;
+        make_room(&self.path().join("checkpoints"), self.limit() / SHARE)
     }
 
     fn give_name(&self, file: &File, path: &Path) -> io::Result<()> {
@@ -248,6 +254,7 @@ mod tests {
     use rustix::fs::{FileType, Mode, mknodat, symlinkat};
 
     use super::*;
+    use crate::blob::content::{Place, Point};
 
     #[tokio::test]
     async fn what_others_have_put_in_the_place_of_a_table_is_not_waited_for_nor_followed_and_gives_way() {
@@ -266,6 +273,28 @@ mod tests {
             assert!(fs::symlink_metadata(&path).is_err());
             assert!(!folder.turns().reads.is_busy());
         }
+    }
+
+    #[tokio::test]
+    async fn a_table_has_one_name_of_its_own_and_is_read_where_a_copy_of_the_folder_gave_it_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = CacheFolder::open(dir.path(), None).unwrap();
+        let digest = Digest::sha256_of(b"x");
+        let blob = Descriptor { digest, size: 10, media_type: String::new(), annotations: Default::default() };
+        let start = Point { content: 0, packed: 0, place: Place::Start, sum: 0 };
+        let table = Table { points: vec![start], content: 10, packed: 10 };
+        let progress = Progress { table: table.clone(), hasher: Vec::new(), notes: Vec::new(), side_end: 0 };
+        let side = Arc::new(folder.new_side().await.unwrap().unwrap());
+        folder.store_progress(&blob, Compression::Gzip, progress, Arc::clone(&side)).await;
+        let (file, pass, path) =
+            (side.as_file().unwrap(), folder.file("pass", &blob.digest), folder.checkpoints(&blob.digest));
+        assert!(is_at(file, &pass));
+        folder.append_table(file, &blob.digest, Compression::Gzip, &table).unwrap();
+        folder.name_table(file, &blob.digest).unwrap();
+        assert!(is_at(file, &path));
+        assert_eq!(file.metadata().unwrap().nlink(), 1);
+        fs::hard_link(&path, dir.path().join("copy")).unwrap();
+        assert!(folder.load_checkpoints(&blob).await.is_some_and(|(_, (found, _))| found == table));
     }
 
     #[test]

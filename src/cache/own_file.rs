@@ -12,12 +12,22 @@ use rustix::io::Errno;
 /// What open(2) says to a link that is not to be followed, and to a socket.
 const NO_FILE: [Errno; 2] = [Errno::LOOP, Errno::NXIO];
 
-/// A file of our own, which nobody else has put there: a link would lead out of the folder, a fifo would be waited for.
+/// A file of our own, which nobody else has put there: a link would lead out of the folder, a fifo would be waited for,
+/// and what is written to a file of two names is seen under both.
 pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    open(path, options, 1)
+}
+
+/// One that nobody writes to any more, to be read: it may have another name in a copy of the folder (`cp -al`).
+pub fn open_finished(path: &Path) -> io::Result<File> {
+    open(path, &mut OpenOptions::new(), u64::MAX)
+}
+
+fn open(path: &Path, options: &mut OpenOptions, most_names: u64) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = options.read(true).mode(0o600).custom_flags(flags.bits().cast_signed()).open(path)?;
     let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.nlink() > 1 || metadata.uid() != rustix::process::geteuid().as_raw() {
+    if !metadata.is_file() || metadata.nlink() > most_names || metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of this program's"));
     }
     Ok(file)
