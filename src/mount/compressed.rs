@@ -210,11 +210,12 @@ impl Work {
         let (blob, of, own) = (layer.clone(), Arc::clone(sources), Arc::clone(&folder));
         let go_on = move || {
             let mut indexer = Indexing::new(&blob, &of, true);
-            let replayed = Pass::read_notes(&side, &progress.notes)
-                .try_for_each(|notes| notes.ok().and_then(|notes| indexer.indexer.replay(&notes)));
+            let mut is_left = found == compression;
+            for notes in Pass::read_notes(&side, &progress.notes) {
+                is_left = is_left && indexer.indexer.replay(&notes?).is_some();
+            }
             let pass = Pass::resume(blob, found, of.content_limits, side, progress)?;
             let kept = pass.position();
-            let is_left = replayed.is_some() && found == compression;
             Ok(is_left.then_some(Self { pass, indexer, compression, folder: Some(own), kept }))
         };
         match blocking(layer, go_on).await {
@@ -222,6 +223,7 @@ impl Work {
                 tracing::info!("layer {}: reading it goes on at byte {} of {}", layer.digest, work.kept, layer.size);
                 Some(work)
             }
+            Err(error) if error.kind == ErrorKind::TimedOut => None,
             _ => {
                 folder.drop_progress(layer).await;
                 None
@@ -242,9 +244,9 @@ impl Work {
     }
 }
 
-/// Another time a pass would fail there again, whatever was wrong.
+/// Another time a pass would fail there again, whatever was wrong, but for a disk that does not answer.
 async fn or_drop_progress<T>(layer: &Descriptor, folder: Option<Arc<CacheFolder>>, done: Result<T>) -> Result<T> {
-    if done.is_err()
+    if done.as_ref().is_err_and(|error| error.kind != ErrorKind::TimedOut)
         && let Some(folder) = folder
     {
         folder.drop_progress(layer).await;
