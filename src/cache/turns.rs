@@ -2,6 +2,7 @@
 //! many are begun, and none while those under way do not end. Whoever waits for one goes on without it after a while.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bytes::Bytes;
@@ -94,17 +95,24 @@ impl Turns {
     }
 
     /// Gives what the call gives, to a thread that may wait: not to one of the runtime's. `None`: the disk would have to be
-    /// waited for longer than one that sleeps.
+    /// waited for longer than one that sleeps. A queue that gets shorter is waited for.
     pub fn wait_for<T: Send + 'static>(self: &Arc<Self>, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let patience = WAKING.checked_sub(self.silence())?;
         let (done, ended) = mpsc::channel();
         let turns = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Some(turn) = turns.turn_at_last().await {
-                turn.spend(move || drop(done.send(call())));
+        tokio::spawn(async move { drop(done.send(turns.run_awake(call).await)) });
+        ended.recv().ok().flatten()
+    }
+
+    async fn run_awake<T: Send + 'static>(self: &Arc<Self>, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let mut coming = pin!(self.turn_at_last());
+        let turn = loop {
+            let patience = WAKING.checked_sub(self.silence()).filter(|patience| !patience.is_zero())?;
+            if let Ok(turn) = timeout(patience, &mut coming).await {
+                break turn?;
             }
-        });
-        ended.recv_timeout(patience).ok()
+        };
+        let patience = WAKING.saturating_sub(self.silence());
+        timeout(patience, turn.spend(call)).await.ok()?.ok()
     }
 
     /// Begins a call that nobody waits for, if there is a turn.
@@ -212,5 +220,39 @@ impl Drop for Turn {
         let mut state = self.turns.state();
         state.under_way -= 1;
         (state.since, state.told) = (Instant::now(), false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_gets_shorter_is_waited_for_and_one_that_does_not_is_not() {
+        let turns = Turns::new("x".to_owned(), 1, WRITE_PATIENCE);
+        let held = turns.turn().await.unwrap();
+        let queued: Vec<_> = (0..3)
+            .map(|_| {
+                let turns = Arc::clone(&turns);
+                tokio::spawn(async move { turns.turn_at_last().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let waiting = {
+            let turns = Arc::clone(&turns);
+            tokio::spawn(async move { turns.run_awake(|| 7).await })
+        };
+        let mut last = held;
+        for next in queued {
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            drop(last);
+            last = next.await.unwrap().unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert!(!waiting.is_finished());
+        drop(last);
+        assert_eq!(waiting.await.unwrap(), Some(7));
+        let _held = turns.turn().await.unwrap();
+        assert_eq!(turns.run_awake(|| 7).await, None);
     }
 }
