@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::Xxh3;
 
 pub use codec::{TRAILER, decode as decode_table, decode_progress, encode as encode_table, encode_progress, points_at};
@@ -36,6 +37,9 @@ use crate::cache::ChunkCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Descriptor;
 use decode::Decode;
+
+/// Decodings that look for their window at once: each waits on a thread for another, of which tokio has 512.
+static STARTS: Semaphore = Semaphore::const_new(64);
 
 /// Content of one compressed blob. It is the only one that it gives, whatever descriptor it is asked for.
 pub struct Content {
@@ -163,7 +167,10 @@ impl Decoding {
 
     async fn segment(self: &Arc<Self>, segment: Segment) -> Result<Bytes> {
         let decoding = Arc::clone(self);
-        let content = match self.blocking(move || decoding.start(segment.point)).await? {
+        let starting = STARTS.acquire().await;
+        let start = self.blocking(move || decoding.start(segment.point)).await?;
+        drop(starting);
+        let content = match start {
             Start::Piece(content) => content,
             Start::Decoder(decoder, at, point) => {
                 let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;

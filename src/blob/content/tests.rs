@@ -189,6 +189,26 @@ async fn a_damaged_window_is_replaced_by_an_earlier_one() {
 }
 
 #[test]
+fn more_reads_at_once_than_there_are_threads_find_their_windows() {
+    let plain = sample(3 << 20);
+    let packed = gzip(&plain);
+    let (content, held) = pass(&packed, Compression::Gzip, ContentLimits::default(), side()).unwrap();
+    let Decoding { table, side, blob, .. } = content.decoding.as_ref();
+    // One knows what it is decoding: each reads for itself.
+    let each = |_| {
+        let made = (table.clone(), Arc::clone(side));
+        Content::new(held.clone(), blob.clone(), Compression::Gzip, ContentLimits::default(), made)
+    };
+    let all: Vec<_> = (0..100).map(each).collect();
+    let few = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(80).enable_all().build().unwrap();
+    let last = plain.len() as u64 - 1..plain.len() as u64;
+    few.block_on(async {
+        let found = futures_util::future::join_all(all.iter().map(|content| read(content, last.clone()))).await;
+        assert!(found.into_iter().all(|byte| byte.unwrap() == plain[last.start as usize..]));
+    });
+}
+
+#[test]
 fn each_limit_is_reached_and_named() {
     let zeros = vec![0; 4 << 20];
     let default = ContentLimits::default();
