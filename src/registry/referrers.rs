@@ -1,11 +1,13 @@
 //! What is attached to a manifest: the referrers API, and the tag that stands in for it where there is none.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LINK};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::answer::{body_up_to, header, status_failure};
 use super::client::Registry;
@@ -17,8 +19,9 @@ use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
 /// Bytes of all pages of one list: some ten thousand referrers.
 const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
-/// Bytes of the answer that there is none.
+/// Bytes of the answer that there is none, and how long they may take to come.
 const LONGEST_REFUSAL: u64 = 64 << 10;
+const REFUSAL: Duration = Duration::from_secs(2);
 
 /// Where to look for what is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,9 +101,9 @@ impl Registry {
                 StatusCode::OK if page > 0 || is_index(&answer) => {}
                 StatusCode::OK if page == 0 => return Ok(Listed::default()),
                 StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED if page == 0 => {
-                    let body = body_up_to(answer, LONGEST_REFUSAL, object, &self.traffic).await;
+                    let body = timeout(REFUSAL, body_up_to(answer, LONGEST_REFUSAL, object, &self.traffic)).await;
                     // Some that have the API say so of a repository or a manifest that they do not know.
-                    let tells = body.is_ok_and(|body| !String::from_utf8_lossy(&body).contains("_UNKNOWN"));
+                    let tells = matches!(body, Ok(Ok(body)) if !String::from_utf8_lossy(&body).contains("_UNKNOWN"));
                     return Ok(Listed { referrers: None, has_api: tells.then_some(false) });
                 }
                 _ => return Err(status_failure(object, &answer)),
