@@ -273,6 +273,7 @@ fn an_answer_that_does_not_tell_whether_there_is_an_api_is_not_remembered() {
         Fault::Status(404, Vec::new(), unknown("MANIFEST_UNKNOWN")),
         Fault::Status(200, Vec::new(), "<html>log in</html>".into()),
         Fault::status(500),
+        Fault::StallAfter(3),
     ] {
         dataset.registry.clear_faults();
         dataset.registry.fault(Matcher::path("/referrers/"), fault.clone(), ALWAYS);

@@ -49,8 +49,8 @@ impl BlobSource for Described {
         if is_described { in_pieces(self, blob, range) } else { self.source.stream(blob, range) }
     }
 
-    fn streams(&self) -> usize {
-        self.source.streams()
+    fn long_answers(&self) -> usize {
+        self.source.long_answers()
     }
 
     fn soon(&self) -> u64 {

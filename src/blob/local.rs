@@ -61,8 +61,8 @@ impl BlobSource for Local {
         if is_here { in_pieces(self, blob, range) } else { self.source.stream(blob, range) }
     }
 
-    fn streams(&self) -> usize {
-        self.source.streams()
+    fn long_answers(&self) -> usize {
+        self.source.long_answers()
     }
 
     fn soon(&self) -> u64 {

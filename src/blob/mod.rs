@@ -66,8 +66,8 @@ pub trait BlobSource: Send + Sync {
         in_pieces(self, blob, range)
     }
 
-    /// How many streams may be open for long beside reads. None, where they bring nothing.
-    fn streams(&self) -> usize {
+    /// How many long answers there may be at once, beside reads. None, where they bring nothing.
+    fn long_answers(&self) -> usize {
         0
     }
 

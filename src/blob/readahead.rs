@@ -64,7 +64,7 @@ impl ReadAhead {
     pub fn new(cache: Arc<ChunkCache>) -> Self {
         // A window is fetched beside what is read: it must leave room for the others.
         let largest_window = LONG_WINDOW.min(cache.memory() / 16);
-        let streams = Streams { long_answers: cache.streams() > 0, ..Streams::default() };
+        let streams = Streams { long_answers: cache.long_answers() > 0, ..Streams::default() };
         Self { cache, streams: Mutex::new(streams), largest_window }
     }
 

@@ -183,8 +183,8 @@ impl ChunkCache {
     }
 
     /// Long answers that there may be at once.
-    pub fn streams(&self) -> usize {
-        self.shared.source.streams()
+    pub fn long_answers(&self) -> usize {
+        self.shared.source.long_answers()
     }
 
     /// Starts to fetch what is missing of `range`, if there is memory to spare, and does not wait for it. Up to `until`

@@ -48,7 +48,7 @@ impl Failure {
         }
     }
 
-    /// Ended by a signal before anything was mounted, as shells number it.
+    /// Ended by a signal, as shells number it.
     pub fn signal(number: i32) -> Self {
         Self { code: u8::try_from(number).map_or(MOUNT, |number| number.saturating_add(128)), line: None }
     }

@@ -19,7 +19,7 @@ use crate::oci::{
     Descriptor, Digest, Document, LARGEST_MANIFEST, LayoutReference, Reference, Referrer, RegistryReference,
     referrers_tag, signature_tag,
 };
-use crate::registry::{List, Listed, Registry};
+use crate::registry::{List, Referrers, Registry};
 
 /// Bytes of a list of referrers that is kept.
 const LONGEST_LIST: u64 = 16 << 20;
@@ -175,7 +175,7 @@ impl Repository {
                     }
                 };
                 match asked {
-                    Ok(Listed { referrers, has_api }) => {
+                    Ok(Referrers { referrers, has_api }) => {
                         self.learn(reference, subject, has_api).await;
                         let Some(referrers) = referrers else { return Ok(None) };
                         let referrers = self.correct(subject, referrers).await;

@@ -28,7 +28,7 @@ mod write;
 pub use client::{Registry, RegistryOptions};
 pub use credentials::{Credential, Secret, Stored, Where};
 pub use login::{check_login, name_of_login};
-pub use referrers::{List, Listed};
+pub use referrers::{List, Referrers};
 pub use survey::Finding;
 pub use traffic::{Traffic, TrafficCount};
 pub use transport::Access;

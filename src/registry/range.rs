@@ -54,7 +54,7 @@ impl BlobSource for Registry {
         stream::unfold((Some(Reading::new(self, blob, range)), None), next).boxed()
     }
 
-    fn streams(&self) -> usize {
+    fn long_answers(&self) -> usize {
         self.most_long_answers
     }
 

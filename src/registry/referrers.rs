@@ -1,11 +1,13 @@
 //! What is attached to a manifest: the referrers API, and the tag that stands in for it where there is none.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LINK};
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::answer::{body_up_to, header, status_failure};
 use super::client::Registry;
@@ -17,8 +19,9 @@ use crate::oci::{Digest, LARGEST_MANIFEST, Referrer, referrers_tag};
 /// Bytes of all pages of one list: some ten thousand referrers.
 const LONGEST_LIST: u64 = 4 * LARGEST_MANIFEST;
 const MOST_PAGES: usize = 1000;
-/// Bytes of the answer that there is none.
+/// Bytes of the answer that there is none, and how long they may take to come.
 const LONGEST_REFUSAL: u64 = 64 << 10;
+const REFUSAL: Duration = Duration::from_secs(2);
 
 /// Where to look for what is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub enum List {
 
 /// What is attached.
 #[derive(Debug, Default)]
-pub struct Listed {
+pub struct Referrers {
     /// `None`: the API was to tell it, and did not.
     pub referrers: Option<Vec<Referrer>>,
     /// `None`: it was not asked, or its answer does not tell.
@@ -43,7 +46,7 @@ pub struct Listed {
 impl Registry {
     /// All that is attached to `subject`. The registry itself is asked: a mirror may not know of the latest. It is not
     /// asked to filter: some compare with the type of the config.
-    pub async fn referrers(&self, subject: &Digest, list: List) -> Result<Listed> {
+    pub async fn referrers(&self, subject: &Digest, list: List) -> Result<Referrers> {
         self.attempts(subject, || self.try_referrers(subject, list)).await
     }
 
@@ -70,9 +73,9 @@ impl Registry {
         retry.run(subject.as_str(), &self.back, &self.traffic, attempt).await
     }
 
-    async fn try_referrers(&self, subject: &Digest, list: List) -> Result<Listed, Failure> {
+    async fn try_referrers(&self, subject: &Digest, list: List) -> Result<Referrers, Failure> {
         let mut listed = match list {
-            List::Tag => Listed::default(),
+            List::Tag => Referrers::default(),
             List::Api | List::Either => self.by_api(subject).await?,
         };
         if listed.referrers.is_none() && list != List::Api {
@@ -81,7 +84,7 @@ impl Registry {
         Ok(listed)
     }
 
-    async fn by_api(&self, subject: &Digest) -> Result<Listed, Failure> {
+    async fn by_api(&self, subject: &Digest) -> Result<Referrers, Failure> {
         let (endpoint, object) = (self.origin(), subject.as_str());
         let mut path = format!("referrers/{subject}");
         let (mut referrers, mut room) = (Vec::new(), LONGEST_LIST);
@@ -96,12 +99,12 @@ impl Registry {
             match answer.status() {
                 // Some registries answer any address with a page for people.
                 StatusCode::OK if page > 0 || is_index(&answer) => {}
-                StatusCode::OK if page == 0 => return Ok(Listed::default()),
+                StatusCode::OK if page == 0 => return Ok(Referrers::default()),
                 StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED if page == 0 => {
-                    let body = body_up_to(answer, LONGEST_REFUSAL, object, &self.traffic).await;
+                    let body = timeout(REFUSAL, body_up_to(answer, LONGEST_REFUSAL, object, &self.traffic)).await;
                     // Some that have the API say so of a repository or a manifest that they do not know.
-                    let tells = body.is_ok_and(|body| !String::from_utf8_lossy(&body).contains("_UNKNOWN"));
-                    return Ok(Listed { referrers: None, has_api: tells.then_some(false) });
+                    let tells = matches!(body, Ok(Ok(body)) if !String::from_utf8_lossy(&body).contains("_UNKNOWN"));
+                    return Ok(Referrers { referrers: None, has_api: tells.then_some(false) });
                 }
                 _ => return Err(status_failure(object, &answer)),
             }
@@ -110,7 +113,7 @@ impl Registry {
             room = room.saturating_sub(bytes.len() as u64);
             referrers.extend(list(&bytes, object)?);
             let Some(next) = next else {
-                return Ok(Listed { referrers: Some(each_once(referrers)), has_api: Some(true) });
+                return Ok(Referrers { referrers: Some(each_once(referrers)), has_api: Some(true) });
             };
             if next.origin() != from.origin() {
                 let cause = "the list of what is attached goes on at another registry";

@@ -217,6 +217,8 @@ impl<'a> Extraction<'a> {
             let bytes = bytes?;
             block_in_place(|| file.write_all_at(&bytes, at)).map_err(wrong)?;
             (self.progress)(bytes.len() as u64);
+            // What is all at hand never waits: a signal must have its turn, too.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ impl BlobSource for Far {
         stream::unfold((range.start, None), piece).boxed()
     }
 
-    fn streams(&self) -> usize {
+    fn long_answers(&self) -> usize {
         self.streams
     }
 }

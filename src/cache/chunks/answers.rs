@@ -82,7 +82,7 @@ impl SharedState {
         if chunks.answers.iter().any(|answer| answer.brings(&of, run)) {
             return true;
         }
-        if chunks.answers.len() >= self.source.streams() {
+        if chunks.answers.len() >= self.source.long_answers() {
             return false;
         }
         let missing = self.missing(chunks, blob, run.start..end, on_disk);
@@ -186,7 +186,7 @@ mod tests {
             stream::unfold(range.start, piece).boxed()
         }
 
-        fn streams(&self) -> usize {
+        fn long_answers(&self) -> usize {
             1
         }
     }
