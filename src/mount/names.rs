@@ -6,8 +6,8 @@ use crate::oci::{Descriptor, Digest, Listed, Platform, REF_NAME, UNPACK};
 
 /// NAME_MAX of Linux, in bytes (limits.h).
 const LONGEST_NAME: usize = 255;
-/// PATH_MAX of Linux, in bytes: a longer title could not be opened.
-const LONGEST_TITLE: usize = 4096;
+/// Of Linux, in bytes: a longer title could not be opened. PATH_MAX counts the NUL.
+const LONGEST_TITLE: usize = 4095;
 const ARCHIVE_ENDINGS: [&str; 9] =
     [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip"];
 
