@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -99,6 +100,10 @@ impl Drop for HangingDisk {
     fn drop(&mut self) {
         self.go_on();
         drop(self.session.take());
+        // Whoever has a file of it open still keeps that from unmounting it.
+        let mut unmounting = Command::new("fusermount3");
+        unmounting.args(["-u", "-z", "-q"]).arg(self.path());
+        let _ = unmounting.stderr(Stdio::null()).status();
     }
 }
 
