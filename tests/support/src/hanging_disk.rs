@@ -38,12 +38,14 @@ pub struct HangingDisk {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    goes_on: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     hangs: bool,
+    /// The thread that answers waits for it to go on.
+    is_stuck: bool,
     sync_takes: Duration,
     syncs: usize,
     /// By inode number; what is unlinked stays.
@@ -75,8 +77,10 @@ impl HangingDisk {
     /// From now on nothing is answered.
     pub fn hang(&self) {
         self.shared.state().hangs = true;
-        // The last thing that is answered: see `getattr`.
-        std::fs::metadata(self.path()).expect("it answers so far");
+        // One thing more is answered, see `getattr`; if it is somebody else's, this one waits with all others.
+        let path = self.path().to_owned();
+        std::thread::spawn(move || std::fs::metadata(path));
+        drop(self.shared.changed.wait_while(self.shared.state(), |state| !state.is_stuck));
     }
 
     /// From now on each fsync takes so long; all else is answered as before.
@@ -92,7 +96,7 @@ impl HangingDisk {
     /// All that waits is answered.
     pub fn go_on(&self) {
         self.shared.state().hangs = false;
-        self.shared.goes_on.notify_all();
+        self.shared.changed.notify_all();
     }
 }
 
@@ -189,14 +193,20 @@ impl Filesystem for Disk {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let state = self.0.state();
+        let mut state = self.0.state();
         match state.attributes(ino) {
             Ok(found) => reply.attr(&NOTHING, &found),
             Err(errno) => reply.error(errno),
         }
         // Answered before: who waits for a request that was not taken yet can be killed, as on a dead NFS server
         // (fs/fuse/dev.c, request_wait_answer). There is one thread.
-        drop(self.0.goes_on.wait_while(state, |state| state.hangs));
+        if state.hangs {
+            state.is_stuck = true;
+            self.0.changed.notify_all();
+            let mut state =
+                self.0.changed.wait_while(state, |state| state.hangs).expect("nothing panics with it in hand");
+            state.is_stuck = false;
+        }
     }
 
     fn setattr(
@@ -362,5 +372,32 @@ impl Filesystem for Disk {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         reply.statfs(SIZE / PAGE, SIZE / PAGE, SIZE / PAGE, 1 << 20, 1 << 20, PAGE as u32, 255, PAGE as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn it_hangs_whoever_asks_it_meanwhile() {
+        let disk = HangingDisk::mount();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !ended.load(Ordering::Relaxed) {
+                        std::fs::metadata(disk.path()).unwrap();
+                    }
+                });
+            }
+            for _ in 0..100 {
+                disk.hang();
+                disk.go_on();
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
     }
 }
