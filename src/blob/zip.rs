@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use lru::LruCache;
 
-use super::content::{Compression, Content, ContentLimits, Pass, Side, Sink};
+use super::content::{Compression, Content, ContentLimits, Pass, Side, Sink, blocking};
 use super::{BlobSource, ReadAhead};
 use crate::cache::{CacheFolder, ChunkCache};
 use crate::error::{Error, ErrorKind, Result};
@@ -275,11 +275,4 @@ impl BlobSource for Behind {
 
 fn damaged(blob: &Descriptor) -> Error {
     Error::new(ErrorKind::Corrupt, &blob.digest, "a member of the ZIP archive is damaged")
-}
-
-async fn blocking<T: Send + 'static>(
-    blob: &Descriptor,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &blob.digest, panic)))
 }

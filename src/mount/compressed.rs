@@ -7,10 +7,12 @@ use futures_util::{StreamExt, stream};
 
 use super::indexing::read_head;
 use super::layer::Sources;
-use crate::blob::content::{Compression, Content, ContentLimits, FOOTER, Pass, Side, Sink, parse_table, table_length};
+use crate::blob::content::{
+    Compression, Content, ContentLimits, FOOTER, Pass, Side, Sink, blocking, parse_table, table_length,
+};
 use crate::blob::{BlobSource, ReadAhead};
 use crate::cache::CacheFolder;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::index::{LayerIndex, StreamIndexer, Streamed};
 use crate::oci::Descriptor;
 
@@ -268,11 +270,4 @@ impl Sources {
         let content = Arc::new(content.kept_in(Arc::clone(&self.chunks), 0));
         Arc::new(ReadAhead::new(Arc::new(self.chunks.of_content(content))))
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    layer: &Descriptor,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &layer.digest, panic)))
 }

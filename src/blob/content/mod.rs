@@ -38,8 +38,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::oci::Descriptor;
 use decode::Decode;
 
-/// Decodings that look for their window at once: each waits on a thread for another, of which tokio has 512.
-static STARTS: Semaphore = Semaphore::const_new(64);
+/// Threads that decode at once: each may wait for another, which reads a side file or writes it, and tokio has 512.
+static THREADS: Semaphore = Semaphore::const_new(64);
 
 /// Content of one compressed blob. It is the only one that it gives, whatever descriptor it is asked for.
 pub struct Content {
@@ -167,10 +167,7 @@ impl Decoding {
 
     async fn segment(self: &Arc<Self>, segment: Segment) -> Result<Bytes> {
         let decoding = Arc::clone(self);
-        let starting = STARTS.acquire().await;
-        let start = self.blocking(move || decoding.start(segment.point)).await?;
-        drop(starting);
-        let content = match start {
+        let content = match blocking(&self.blob, move || decoding.start(segment.point)).await? {
             Start::Piece(content) => content,
             Start::Decoder(decoder, at, point) => {
                 let bytes = self.packed.read(&self.blob, point.packed..segment.packed_end).await?;
@@ -182,7 +179,7 @@ impl Decoding {
                     };
                     decoded.inspect_err(|_| decoding.drop_wrong())
                 };
-                self.blocking(decode).await?
+                blocking(&self.blob, decode).await?
             }
         };
         let content = Bytes::from(content);
@@ -201,12 +198,20 @@ impl Decoding {
             cache.drop_wrong(&self.blob);
         }
     }
+}
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        tokio::task::spawn_blocking(work)
-            .await
-            .unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &self.blob.digest, panic)))
-    }
+/// Decoding, on a thread of its own.
+pub async fn blocking<T: Send + 'static>(
+    blob: &Descriptor,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let thread = THREADS.acquire().await;
+    // As long as it runs, also when nobody waits for it any more.
+    let work = move || {
+        let _thread = thread;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(Error::new(ErrorKind::Io, &blob.digest, panic)))
 }
 
 enum Start {
