@@ -226,12 +226,17 @@ fn looking_asks(home: &Home, dataset: &Dataset, tag: &str, of_api: usize, of_tag
     log
 }
 
-#[test]
-fn where_there_was_no_api_the_tag_alone_is_asked_for_a_day() {
+fn found_to_have_no_api() -> (Dataset, Home) {
     let dataset = Dataset::of((1..4).map(|number| patch_tar(number, 32)).collect());
     dataset.registry.clear_faults();
     let home = Home::new();
     looking_asks(&home, &dataset, "d:t", 1, 1);
+    (dataset, home)
+}
+
+#[test]
+fn where_there_was_no_api_the_tag_alone_is_asked_for_a_day() {
+    let (dataset, home) = found_to_have_no_api();
     looking_asks(&home, &dataset, "d:t", 0, 1);
     let other = |number| Artifact::new().tar("0.tar", patch_tar(number, 32)).tar("1.tar", patch_tar(number + 1, 32));
     other(5).tar("2.tar", patch_tar(7, 32)).push(&dataset.registry, "d", "u");
@@ -253,10 +258,7 @@ fn where_there_was_no_api_the_tag_alone_is_asked_for_a_day() {
 
 #[test]
 fn an_api_that_comes_is_believed_when_somebody_looks_for_what_is_attached() {
-    let dataset = Dataset::of((1..4).map(|number| patch_tar(number, 32)).collect());
-    dataset.registry.clear_faults();
-    let home = Home::new();
-    looking_asks(&home, &dataset, "d:t", 1, 1);
+    let (dataset, home) = found_to_have_no_api();
     let index = dataset.put(dataset.parts(), "2026-01-01T00:00:00Z");
     dataset.tell(std::slice::from_ref(&index));
     let found = eo_mount(&home, &["discover", "--json", &dataset.reference()]).expect_success("discover").text();

@@ -256,12 +256,16 @@ mod tests {
     use super::*;
     use crate::blob::content::{Place, Point};
 
-    #[tokio::test]
-    async fn what_others_have_put_in_the_place_of_a_table_is_not_waited_for_nor_followed_and_gives_way() {
+    fn folder() -> (tempfile::TempDir, CacheFolder, Descriptor) {
         let dir = tempfile::tempdir().unwrap();
         let folder = CacheFolder::open(dir.path(), None).unwrap();
         let digest = Digest::sha256_of(b"x");
-        let blob = Descriptor { digest, size: 1, media_type: String::new(), annotations: Default::default() };
+        (dir, folder, Descriptor { digest, size: 10, media_type: String::new(), annotations: Default::default() })
+    }
+
+    #[tokio::test]
+    async fn what_others_have_put_in_the_place_of_a_table_is_not_waited_for_nor_followed_and_gives_way() {
+        let (_dir, folder, blob) = folder();
         let path = folder.checkpoints(&blob.digest);
         fs::create_dir(path.parent().unwrap()).unwrap();
         let put: [&dyn Fn(); 2] = [&|| mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap(), &|| {
@@ -277,10 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_table_has_one_name_of_its_own_and_is_read_where_a_copy_of_the_folder_gave_it_another() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = CacheFolder::open(dir.path(), None).unwrap();
-        let digest = Digest::sha256_of(b"x");
-        let blob = Descriptor { digest, size: 10, media_type: String::new(), annotations: Default::default() };
+        let (dir, folder, blob) = folder();
         let start = Point { content: 0, packed: 0, place: Place::Start, sum: 0 };
         let table = Table { points: vec![start], content: 10, packed: 10 };
         let progress = Progress { table: table.clone(), hasher: Vec::new(), notes: Vec::new(), side_end: 0 };
